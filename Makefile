@@ -1,0 +1,84 @@
+# sales-push. `make demo` and `make test` need Python 3.11 to 3.13 with venv, and make; they fetch everything else.
+# Every target that measures (demo, bench) ends with one line of JSON holding its figures.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# No build may fetch anything on its own: what builds need is installed first, with hashes, like everything else.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+BUILD := deploy/requirements-build.txt
+RUNTIME := deploy/requirements.txt
+DEV := deploy/requirements-dev.txt
+LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
+	--no-emit-index-url --no-header --no-annotate
+SOURCES := engine tracker policy benchmarks tests
+
+.PHONY: help demo test debian check lint format types contracts bench docs lock clean
+.DEFAULT_GOAL := help
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- environments: .runtime is what an operator installs, .dev adds the tools; .dev satisfies both ----------------
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(BUILD) $(RUNTIME) pyproject.toml | $(VENV)/bin/python
+	$(PIP) --require-hashes -r $(BUILD)
+	$(PIP) --require-hashes --no-build-isolation -r $(RUNTIME)
+	$(PIP) --no-index --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(BUILD) $(DEV) pyproject.toml | $(VENV)/bin/python
+	$(PIP) --require-hashes -r $(BUILD)
+	$(PIP) --require-hashes --no-build-isolation -r $(DEV)
+	$(PIP) --no-index --no-deps --no-build-isolation --editable .
+	@touch $@ $(VENV)/.runtime
+
+# --- what people type -----------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.runtime ## A real campaign through every floor in under three minutes; ends with one line of JSON
+	@$(BIN)/sales-push demo $(DEMO)
+
+test: $(VENV)/.dev ## All tests that need nothing but the wheels
+	$(BIN)/python -m pytest -m "not debian"
+
+debian: $(VENV)/.dev ## The tests that use Debian packages (.ci/run installs them); they fail when a tool is missing
+	$(BIN)/python -m pytest -m debian
+
+check: lint types contracts test debian ## Everything a change must pass
+
+lint: $(VENV)/.dev ## Format and lint, changing nothing
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+
+types: $(VENV)/.dev ## mypy strict
+	$(BIN)/mypy
+
+contracts: $(VENV)/.dev ## Floors, one door, exhaustive rooms, pure rooms
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Put the sources into shape
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+bench: $(VENV)/.dev ## Micro-benchmarks, then the journey; ends with one line of JSON
+	@$(BIN)/python -m benchmarks $(BENCH)
+
+docs: $(VENV)/.dev ## docs/configuration.md from the settings models
+	@mkdir -p docs
+	$(BIN)/sales-push config --markdown > docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
+
+lock: $(VENV)/.dev ## Resolve the dependencies again (needs the network); commit the three files
+	$(PIP) uv
+	$(LOCK) deploy/requirements-build.in -o $(BUILD)
+	$(LOCK) pyproject.toml -o $(RUNTIME)
+	$(LOCK) pyproject.toml --extra dev -c $(RUNTIME) -o $(DEV)
+
+clean: ## Remove the environment and everything made here
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache build dist demo-data
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,311 @@
+"""Expansion, the pure part: rows of one chunk in, questions and slices out. Nothing here awaits anything.
+
+Laws:
+- every row ends in exactly one place: a slice, or one refusal event of this chunk (T2: the sum of recipients holds);
+- the same chunk gives the same questions and, to the same answers, the same slices and events: a crash anywhere is
+  repaired by doing it again;
+- a slice holds only the fields the templates name (P-09): what is not needed is not queued;
+- tracking is what account, campaign *and* the person's own consent allow, the strictest wins (decision 12); evidence
+  never outranks a later withdrawal, and without time or source it counts as none (decision 19).
+
+    1. `prepare`     rows -> people by partition; what is no address is refused `invalid`
+    2. `questions`   -> Lanes.facts (one script a partition)
+    3. `decide`      facts + consent ledger -> permitted people, refusals
+    4. `evidence`    permitted people + their vault numbers -> new lines for the consent ledger
+    5. `shares`      -> Lanes.put: sealed slices, refusal events, one share a partition
+
+A chunk here is at most `CHUNK_ROWS` rows of one audience entry; its number is entry * 64 + place, so entries may be
+expanded in any order by several workers. An entry of 1 MiB cannot hold more rows than 64 chunks.
+
+Cost: about 30 us of CPU a recipient on the build machine (benchmarks/test_expand.py; the aim is 60 with I/O).
+
+Known limits: a job's `rate` is kept by spreading due times over entries of equal size; a resubmitted shape with unequal
+entries may run a little faster at its end. Rows of one domain with different sets of fields go into different slices.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from engine.campaign.job import Evidence, Recipient
+from engine.client import CHUNK_ROWS
+from engine.queue.lanes import FactsRequest, JobState, PutRequest
+from engine.queue.slices import FLAG_PRIORITY, FLAG_RESEND, Contents, Row, build, cut_rows
+from policy import keyspace
+from policy.address import AddressError, domain_tag, mref_of, normalise, parse, tag_of
+from policy.events import Batch, Event, Kind, Reason, encode_batch
+from policy.gate import Mode, Permit, decide_entry, strictest
+from policy.instants import SECOND_US, parse_rfc3339
+from policy.keys import Keyring
+from policy.wire import ConsentRow, Resolved
+
+CHUNKS_AN_ENTRY: Final = 64
+CLOCK_AHEAD_US: Final = 300 * SECOND_US  # as policy.consent: clocks of producers run ahead, five minutes are forgiven
+INVALID_PARTITION: Final = keyspace.partition_of("")  # where refusals of rows without a domain are told
+_NOT_IN_A_HEADER = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+# (given, withdrawn) in microseconds, the latest of each in the consent ledger, by (tag, purpose)
+Standing: TypeAlias = Mapping[tuple[bytes, str], tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What expansion must know of an accepted job.
+
+    due: microseconds before which nothing is sent (0: at once); rate: messages a second, 0 for no limit; buckets: see
+    FactsRequest; columns: the fields templates name, required: those without a default, one_line: those that end in a
+    header; opens, clicks: strictest of account and campaign; fate: what becomes of rows of a job that was stopped.
+    """
+
+    job: int
+    account: int
+    list_number: int
+    topic_number: int
+    job_key: bytes
+    expires_at: int
+    due: int = 0
+    rate: float = 0.0
+    buckets: int = 1
+    priority: bool = False
+    resend: bool = False
+    needs_consent: bool = False
+    consent: Mapping[str, Evidence] = field(default_factory=dict)
+    opens: Mode = Mode.OFF
+    clicks: Mode = Mode.OFF
+    columns: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
+    one_line: frozenset[str] = frozenset()
+    fate: Kind | None = None
+
+    @property
+    def state(self) -> JobState:
+        return JobState(
+            self.account, self.list_number, self.topic_number, self.priority, self.expires_at, self.resend, self.buckets
+        )
+
+
+class Person(msgspec.Struct, gc=False):
+    """A row that is an address. evidence: what the job says they agreed to, by purpose."""
+
+    local: str
+    domain: str
+    wire: str
+    mref: int
+    tag: bytes
+    partition: int
+    columns: tuple[str, ...]
+    values: list[Any]
+    evidence: Mapping[str, Evidence]
+    place: int
+    opens: int = 0
+    clicks: int = 0
+    subject: int = 0
+    pseudonym: int = 0
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A chunk on its way. people: by partition, in the order of rows; events: refusals by (partition, domain)."""
+
+    chunk: int
+    at: int
+    rows: int
+    people: dict[int, list[Person]]
+    events: dict[tuple[int, str], list[Event]]
+
+    @property
+    def partitions(self) -> list[int]:
+        return sorted(self.people.keys() | {partition for partition, _ in self.events})
+
+    def refuse(self, person: Person, kind: Kind, reason: Reason) -> None:
+        event = Event(kind, person.mref, 0, self.at, person.pseudonym, person.tag, reason)
+        self.events[person.partition, person.domain].append(event)
+
+
+@lru_cache(maxsize=100_000)
+def _domain(domain: str, pepper: bytes, lane_key: bytes) -> tuple[int, bytes, str]:
+    """(partition, tag of the domain, lane reference): a mailing meets few domains many times."""
+    return keyspace.partition_of(domain), domain_tag(pepper, domain), keyspace.lane_ref(domain, lane_key)
+
+
+@lru_cache(maxsize=4_096)
+def _instant(text: str) -> int:
+    """Microseconds, or 0 for a time that says none."""
+    try:
+        return parse_rfc3339(text)
+    except ValueError:
+        return 0
+
+
+def given_at(evidence: Evidence | None, now_us: int) -> int:
+    """When consent was given, 0 when this is no evidence (decision 19): no source, no time, or one in the future."""
+    if evidence is None or not evidence.source or evidence.source.isspace():
+        return 0
+    at = _instant(evidence.time)
+    return at if 0 < at <= now_us + CLOCK_AHEAD_US else 0
+
+
+def prepare(
+    terms: Terms, keyring: Keyring, chunk: int, rows: Sequence[Recipient | None], first: int, now_us: int
+) -> Prepared:
+    """Parse and key the rows. None is a row that could not be read; first: place of rows[0] in the whole audience."""
+    prepared = Prepared(chunk, now_us, len(rows), defaultdict(list), defaultdict(list))
+    pepper, lane_key, job_key = keyring.pepper, keyring.lane, terms.job_key
+    people, ordered = prepared.people, sorted(terms.columns)
+    default = terms.consent
+    invalid: list[Event] = []
+    for index, row in enumerate(rows):
+        if row is None:
+            invalid.append(_invalid(job_key, chunk, index, now_us))
+            continue
+        try:
+            mailbox = parse(row.address)
+        except (AddressError, UnicodeError):
+            invalid.append(_invalid(job_key, chunk, index, now_us))
+            continue
+        domain = mailbox.domain
+        partition, _, _ = _domain(domain, pepper, lane_key)
+        spelled = normalise(mailbox.local, domain)
+        fields = row.fields
+        if row.name and "name" not in fields:
+            fields = {**fields, "name": row.name}
+        columns = tuple([name for name in ordered if name in fields])
+        person = Person(
+            mailbox.local, domain, mailbox.wire, mref_of(job_key, spelled), tag_of(pepper, spelled), partition,
+            columns, [fields[name] for name in columns],
+            ({**default, **row.consent} if row.consent else default) if default else row.consent, first + index,
+        )  # fmt: skip
+        if not terms.required <= fields.keys() or (terms.one_line and _breaks_a_header(terms.one_line, fields)):
+            prepared.refuse(person, Kind.REFUSED, Reason.INVALID)
+            continue
+        if terms.fate is not None:
+            prepared.refuse(person, terms.fate, Reason.NONE)
+            continue
+        people[partition].append(person)
+    if invalid:
+        prepared.events[INVALID_PARTITION, ""] = invalid
+    return prepared
+
+
+def _invalid(job_key: bytes, chunk: int, index: int, now_us: int) -> Event:
+    # no address, so no reference of one: the row's own place, keyed like any other mref (a NUL is in no address)
+    mref = mref_of(job_key, f"\0row {chunk * CHUNK_ROWS + index}")
+    return Event(Kind.REFUSED, mref, 0, now_us, 0, b"", Reason.INVALID)
+
+
+def _breaks_a_header(names: Iterable[str], fields: Mapping[str, Any]) -> bool:
+    return any(_NOT_IN_A_HEADER.search(value) for name in names if isinstance(value := fields.get(name), str))
+
+
+def questions(terms: Terms, keyring: Keyring, prepared: Prepared) -> list[FactsRequest]:
+    """One question a partition; its rows are those of ``prepared.people[partition]``, in order."""
+    pepper, lane_key = keyring.pepper, keyring.lane
+    return [
+        FactsRequest(
+            partition, terms.job, prepared.chunk, terms.buckets, terms.account, terms.list_number, terms.topic_number,
+            [(person.mref, person.tag) for person in people],
+            [_domain(person.domain, pepper, lane_key)[1] for person in people],
+        )
+        for partition, people in prepared.people.items()
+    ]  # fmt: skip
+
+
+def decide(
+    terms: Terms, prepared: Prepared, facts: Mapping[int, bytes], standing: Standing, asked_at: float
+) -> list[Person]:
+    """Who may be written to; everybody else becomes a refusal event. facts: by partition, one byte a person.
+
+    asked_at: monotonic seconds at which the facts were asked for. Sets the modes of those permitted.
+    """
+    permitted: list[Person] = []
+    now_us = prepared.at
+    for partition, people in prepared.people.items():
+        for person, fact in zip(people, facts[partition], strict=True):
+            verdict = decide_entry(
+                fact, terms.job, person.mref, asked_at,
+                needs_consent=terms.needs_consent,
+                has_consent=not terms.needs_consent or _agreed(person, "mail_marketing", standing, now_us),
+            )  # fmt: skip
+            if not isinstance(verdict, Permit):
+                prepared.refuse(person, Kind.REFUSED, verdict.reason)
+                continue
+            if terms.opens and _agreed(person, "open_tracking", standing, now_us):
+                person.opens = int(strictest(terms.opens, Mode.INDIVIDUAL))
+            if terms.clicks and _agreed(person, "click_tracking", standing, now_us):
+                person.clicks = int(strictest(terms.clicks, Mode.INDIVIDUAL))
+            permitted.append(person)
+        people.clear()
+    for person in permitted:
+        prepared.people[person.partition].append(person)
+    return permitted
+
+
+def _agreed(person: Person, purpose: str, standing: Standing, now_us: int) -> bool:
+    """Consent holds when the latest word was yes: the job's evidence or the ledger's, against the ledger's no."""
+    given, withdrawn = standing.get((person.tag, purpose), (0, 0))
+    return max(given, given_at(person.evidence.get(purpose), now_us)) > withdrawn
+
+
+def evidence(permitted: Sequence[Person], standing: Standing, now_us: int) -> list[ConsentRow]:
+    """Lines the consent ledger does not have yet, for people that have their vault numbers."""
+    lines: list[ConsentRow] = []
+    for person in permitted:
+        for purpose, word in person.evidence.items():
+            at = given_at(word, now_us)
+            if at and at > standing.get((person.tag, purpose), (0, 0))[0]:
+                lines.append(ConsentRow(person.subject, purpose, word.basis, word.wording, word.source, at))
+    return lines
+
+
+def number(permitted: Sequence[Person], resolved: Sequence[Resolved]) -> None:
+    """Give people their vault numbers. resolved: in the order of `permitted`."""
+    for person, answer in zip(permitted, resolved, strict=True):
+        person.subject, person.pseudonym = answer.subject, answer.pseudonym
+
+
+def shares(terms: Terms, keyring: Keyring, prepared: Prepared) -> list[PutRequest]:
+    """Everything this chunk leaves in the queue: one share a partition it touches."""
+    batches: dict[int, list[bytes]] = defaultdict(list)
+    for (partition, domain), events in prepared.events.items():
+        # one batch a chunk and domain: the ledger tells duplicates apart by their place in it
+        batches[partition].append(encode_batch(Batch(terms.job, domain, events, prepared.chunk)))
+    return [
+        PutRequest(
+            partition, terms.job, prepared.chunk, terms.state,
+            _slices(terms, keyring, prepared.people.get(partition, [])), batches.get(partition, ()),
+        )
+        for partition in prepared.partitions
+    ]  # fmt: skip
+
+
+def _slices(terms: Terms, keyring: Keyring, people: Sequence[Person]) -> list[tuple[int, bytes]]:
+    groups: dict[tuple[str, tuple[str, ...]], list[Person]] = defaultdict(list)
+    for person in people:
+        groups[person.domain, person.columns].append(person)
+    key_id = keyring.queue_id
+    key = keyring.queue[key_id]
+    flags = (FLAG_PRIORITY if terms.priority else 0) | (FLAG_RESEND if terms.resend else 0)
+    made: list[tuple[int, bytes]] = []
+    for (domain, columns), members in groups.items():
+        partition, _, lane = _domain(domain, keyring.pepper, keyring.lane)
+        rows = [Row(p.local, p.subject, p.pseudonym, p.opens, p.clicks, p.values) for p in members]
+        for start, end in cut_rows(rows):
+            contents = Contents(domain, list(columns), rows[start:end])
+            data = build(
+                key, key_id, terms.job, partition, lane, contents, expires_at=terms.expires_at, flags=flags
+            )
+            made.append((_due(terms, members[start]), data))
+    return made
+
+
+def _due(terms: Terms, person: Person) -> int:
+    if not terms.rate:
+        return terms.due
+    return terms.due + round(person.place / terms.rate * SECOND_US)

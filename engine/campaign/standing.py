@@ -1,0 +1,83 @@
+"""The questions expansion asks of SQL, by name. Read only; sync, over the reader's engine (decision 15).
+
+Known limits: an answer is of the moment it was given; what must hold when mail leaves is asked at the gate.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, or_, select
+
+from policy.schema import account, consent, job, job_chunk, subject
+
+_MANY = 500  # values an IN list
+
+
+@dataclass(frozen=True, slots=True)
+class JobStanding:
+    """Where a job stands. rows_submitted: None until every chunk is in the lanes."""
+
+    number: int
+    state: str
+    rows_submitted: int | None
+    chunks_expected: int
+
+
+def find_job(conn: Connection, account_name: str, job_id: str) -> JobStanding | None:
+    """The job of that name; account_name "" takes the latest job of any account that is called so."""
+    asked = select(job.c.number, job.c.state, job.c.rows_submitted, job.c.chunks_expected).where(job.c.job_id == job_id)
+    if account_name:
+        asked = asked.join(account, account.c.number == job.c.account).where(account.c.name == account_name)
+    row = conn.execute(asked.order_by(job.c.number.desc()).limit(1)).one_or_none()
+    return None if row is None else JobStanding(*row)
+
+
+def job_standing(conn: Connection, number: int) -> JobStanding | None:
+    asked = select(job.c.number, job.c.state, job.c.rows_submitted, job.c.chunks_expected)
+    row = conn.execute(asked.where(job.c.number == number)).one_or_none()
+    return None if row is None else JobStanding(*row)
+
+
+def chunks_known(conn: Connection, number: int) -> tuple[int, int]:
+    """(entries, rows in them) of the audience that were begun."""
+    row = conn.execute(
+        select(func.count(), func.coalesce(func.sum(job_chunk.c.rows), 0)).where(job_chunk.c.job == number)
+    ).one()
+    return int(row[0]), int(row[1])
+
+
+def held_jobs(conn: Connection, until_us: int) -> list[int]:
+    """Jobs whose start is no later than `until_us` and whose chunks are not all in the lanes."""
+    asked = select(job.c.number).where(
+        job.c.state.in_(("accepted", "expanding", "paused")),
+        job.c.rows_submitted.is_(None),
+        job.c.send_at.is_not(None),
+        job.c.send_at <= until_us,
+    )
+    return [int(number) for number in conn.scalars(asked)]
+
+
+def consents(
+    conn: Connection, account_number: int, tags: Iterable[bytes], now_us: int
+) -> dict[tuple[bytes, str], tuple[int, int]]:
+    """(given, withdrawn), the latest of each in microseconds or 0, by (suppression tag, purpose)."""
+    found: dict[tuple[bytes, str], tuple[int, int]] = {}
+    iterator = iter(tags)
+    while some := list(itertools.islice(iterator, _MANY)):
+        asked = (
+            select(subject.c.tag, consent.c.purpose, consent.c.withdrawn, func.max(consent.c.given_at))
+            .join(subject, subject.c.number == consent.c.subject)
+            .where(
+                subject.c.account == account_number,
+                subject.c.tag.in_(some),
+                or_(consent.c.expires_at.is_(None), consent.c.expires_at > now_us),
+            )
+            .group_by(subject.c.tag, consent.c.purpose, consent.c.withdrawn)
+        )
+        for tag, purpose, withdrawn, latest in conn.execute(asked):
+            given, taken = found.get((tag, purpose), (0, 0))
+            found[tag, purpose] = (given, int(latest)) if withdrawn else (int(latest), taken)
+    return found

@@ -1,0 +1,141 @@
+"""From verdicts to what is remembered: journal first, then one settle a slice, at least every quarter of a second (T7).
+
+Laws:
+- nothing is settled in Redis before its outcome is on the disk (group commit of the journal);
+- what Redis did not take stays here and is tried again, unchanged; meanwhile nothing new is started (`in_trouble`);
+- a stale token ends a hand: somebody else has the slice, and everything written about it would be wrong.
+
+Path of one outcome: `terminal` or `retry` notes it in its hand and the journal · `flush` waits for the disk, builds one
+request a hand (done bits, events, re-sealed retries) and sends them together · the hand is forgotten when it is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from engine.delivery.hand import Hand
+from engine.queue.journal import Journal, Outcome
+from engine.queue.lanes import Lanes, Retry, Settled, SettleRequest
+from engine.queue.slices import retry_of
+from policy.events import Batch, Event, encode_batch
+from policy.keys import Keyring
+
+log = logging.getLogger(__name__)
+
+
+class Settling:
+    """One per worker. keyring: asked each time, for queue keys change weekly; gone: told of each hand that ended."""
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        journal: Journal,
+        keyring: Callable[[], Keyring],
+        gone: Callable[[Hand], None],
+        *,
+        interval: float = 0.2,
+    ) -> None:
+        self._lanes = lanes
+        self._journal = journal
+        self._keyring = keyring
+        self._gone = gone
+        self._interval = interval
+        self._dirty: dict[Hand, None] = {}
+        self._flushing = asyncio.Lock()
+        self._unanswered: list[tuple[Hand, SettleRequest]] = []
+        self.in_trouble = False
+        self.settled = 0
+        self.stale = 0
+
+    def terminal(self, hand: Hand, index: int, event: Event) -> None:
+        """A recipient reached its end."""
+        self._record(hand, index, event)
+        hand.done.append(index)
+        hand.events.append(event)
+        self._dirty[hand] = None
+
+    def retry(self, hand: Hand, index: int, delay: float, event: Event, *, in_doubt: bool = False) -> None:
+        """A recipient moves to a new slice, due after `delay` seconds. in_doubt: a copy may be out already (T8).
+
+        Such a one gets no outcome in the journal: its intent stays open, so that a crash before the settle finds it.
+        """
+        if not in_doubt:
+            self._record(hand, index, event)
+        hand.retries.setdefault((delay, in_doubt), []).append(index)
+        hand.events.append(event)
+        self._dirty[hand] = None
+
+    def _record(self, hand: Hand, index: int, event: Event) -> None:
+        lease = hand.lease
+        batch = encode_batch(Batch(hand.header.job, hand.contents.domain, [event]))
+        self._journal.record(Outcome(lease.partition, lease.slice_id, lease.token, index, event.kind, batch))
+
+    async def run(self) -> None:
+        """Until cancelled. A broken journal ends the worker: JournalBroken goes through."""
+        while True:
+            await asyncio.sleep(self._interval)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Settle all that is noted by now."""
+        async with self._flushing:
+            # What was asked and not answered may have been done: it is asked again to the letter, before anything new,
+            # because a script that runs twice with the same request changes nothing, and with a larger one would.
+            if self._unanswered and not await self._send(self._unanswered):
+                return
+            hands = [hand for hand in self._dirty if not hand.dead]
+            self._dirty.clear()
+            if not hands:
+                return
+            # Taken before the wait for the disk: what is noted during it may not be durable yet.
+            taken = [(hand, self._take(hand)) for hand in hands]
+            await self._journal.durable()
+            await self._send(taken)
+
+    async def _send(self, taken: list[tuple[Hand, SettleRequest]]) -> bool:
+        answers = await self._lanes.settle_many([request for _, request in taken])
+        self._unanswered = []
+        for (hand, request), answer in zip(taken, answers, strict=True):
+            if answer is None:
+                self._unanswered.append((hand, request))
+            else:
+                self._ended(hand, request, answer)
+        self.in_trouble = bool(self._unanswered)
+        return not self.in_trouble
+
+    def _take(self, hand: Hand) -> SettleRequest:
+        done, events, retries = hand.done, hand.events, hand.retries
+        hand.done, hand.events, hand.retries = [], [], {}
+        hand.asked = True
+        keyring = self._keyring()
+        key, lease = keyring.queue[keyring.queue_id], hand.lease
+        moved = []
+        for (delay, in_doubt), rows in retries.items():
+            doubt = rows if in_doubt else ()
+            sealed = retry_of(key, keyring.queue_id, lease.partition, hand.header, hand.contents, rows, doubt=doubt)
+            moved.append(Retry(delay, sealed, rows))
+        batch = encode_batch(Batch(hand.header.job, hand.contents.domain, events)) if events else b""
+        return SettleRequest(lease.partition, lease.slice_id, lease.token, done, (), batch, moved)
+
+    def _ended(self, hand: Hand, request: SettleRequest, answer: Settled) -> None:
+        hand.asked = False
+        if answer is Settled.KEPT:
+            self.settled += len(request.done)
+            return
+        if answer is Settled.STALE:
+            self.stale += 1
+            log.warning("a slice was settled after its lease had ended", extra={"partition": hand.lease.partition})
+        else:
+            self.settled += len(request.done)
+        hand.dead = True
+        self._journal.forget(hand.lease.partition, hand.lease.slice_id, hand.lease.token)
+        self._gone(hand)
+
+    async def release(self, hand: Hand, delay: float = 0.0) -> None:
+        """Hand back a slice of which nothing is on its way. Raises redis errors."""
+        hand.dead = True
+        await self._lanes.release(hand.lease.partition, hand.lease.slice_id, hand.lease.token, delay)
+        self._journal.forget(hand.lease.partition, hand.lease.slice_id, hand.lease.token)
+        self._gone(hand)

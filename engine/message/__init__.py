@@ -1,0 +1,47 @@
+"""Message: a campaign becomes bytes that any mail reader opens, signed, one recipient at a time.
+
+Promise: valid MIME for any input, no line break where none was meant, nothing tracked that was not agreed to, and the
+body a receiver canonicalises is the body that was sent. A recipient costs joins and one hash beside the signature
+(design decisions 1 and 2).
+
+    1 template   the language: what is allowed, cut into tokens
+    2 rewrite    the HTML read place by place: links, contexts, escapes, byte-exact splice
+    3 derive     a text part for campaigns that bring none
+    4 headers    the one writer of header fields          5 mime    the one writer of bodies
+    6 program    a campaign compiled: `compile_campaign`, `Campaign`, `Problem`, `Program`
+    7 compose    `compose(permit, program, person, date_us) -> Unsigned`
+    8 dkim       `sign_batch(unsigned, signers) -> list[Message]`
+
+Kept: RFC 5322, 2045 to 2047, 2231, 2046, 2387, 2392, 2369, 2919, 8058, 6376, 8301, 8463. Pure: no clock, no I/O; it
+enters the tracker by its links only.
+
+Known limits: headers are UTF-8 only where an address has no ASCII form (RFC 6532); text of the footer is English; the
+links of the text part are not tracked.
+"""
+
+from __future__ import annotations
+
+from engine.message.compose import Message, PermitMismatch, Person, Unsigned, Unwritable, compose, person
+from engine.message.dkim import OpenSSLSigner, Signer, load_signer, sign_batch
+from engine.message.mime import Attachment
+from engine.message.program import Campaign, Problem, Program, compile_campaign, reserved
+
+__all__ = [
+    "Attachment",
+    "Campaign",
+    "Message",
+    "OpenSSLSigner",
+    "PermitMismatch",
+    "Person",
+    "Problem",
+    "Program",
+    "Signer",
+    "Unsigned",
+    "Unwritable",
+    "compile_campaign",
+    "compose",
+    "load_signer",
+    "person",
+    "reserved",
+    "sign_batch",
+]

@@ -1,0 +1,246 @@
+"""Headers: the one place where a header line of ours is made (a choke point; laws in tests/laws/test_header_laws.py).
+
+Law: whatever text comes in, what comes out is exactly one header field in ASCII (UTF-8 only inside an address that has
+no other spelling, RFC 6532), every line at most 998 octets, CRLF only where the field folds, and a reader gets the
+same text back. What cannot be written so is refused with `HeaderError`, never stripped: CR, LF, NUL and every other
+control, U+2028, U+2029, lone surrogates. It is checked before encoding and again on the finished bytes
+(mail-standards.md 2.6; CPython's CVE-2024-6923 and CVE-2026-1299 are why we do not lend this to the library, and its
+serialiser encodes a long List-Unsubscribe into uselessness, 2.4).
+
+    unstructured   Subject and the producer's own: RFC 2047 words where needed (75 characters each, lines at most 76)
+    mailbox        From, To, Reply-To: display name as atoms, quoted string or encoded words
+    structured     ASCII grammar that must never be encoded: Message-ID, List-Id, Feedback-ID
+    uri_list       List-Unsubscribe: <https...>, <mailto...>, folded only at the comma (RFC 2369, RFC 8058)
+    parameters     Content-Type and Content-Disposition, long or non-ASCII values by RFC 2231
+
+`relaxed` gives the DKIM canonical form of a finished field (RFC 6376 3.4.2).
+
+Known limit: an ASCII word longer than 900 octets in an unstructured field is written as encoded words, since it cannot
+be folded; readers put it together again.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Sequence
+from urllib.parse import quote
+
+LINE = 76  # RFC 5322 asks for 78, RFC 2047 limits a line with an encoded word to 76
+HARD_LINE = 998  # RFC 5322 2.1.1
+MAX_FIELD = 16_384  # octets of one field; longer ones are refused by large providers anyway
+
+_FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,75}")
+_FINISHED = re.compile(
+    rb"[A-Za-z][A-Za-z0-9-]*: [^\x00-\x20\x7f][^\x00-\x1f\x7f]*(?:\r\n +[^\x00-\x20\x7f][^\x00-\x1f\x7f]*)*\r\n"
+)
+_LONG_LINE = re.compile(rb"[^\n]{999,}")  # 998 and the CR
+_ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$&+^_.-]+")
+_SPACES = re.compile(rb"[ \t]+")
+_PLAIN_FILENAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?: [A-Za-z0-9._-]+)*")
+
+
+class HeaderError(ValueError):
+    """The text cannot be a header. The message names the field and the rule, never the text (it may be personal)."""
+
+
+def refuse_controls(name: str, text: str) -> str:
+    """text itself, or HeaderError when it holds anything that could end, split or hide a line."""
+    if _FORBIDDEN.search(text):
+        raise HeaderError(f"{name}: line breaks, control characters and lone surrogates cannot be in a header")
+    return text
+
+
+def unstructured(name: str, text: str) -> bytes:
+    """A field whose value is free text; leading and trailing spaces go. An empty value is refused by the reader's rules."""
+    text = refuse_controls(name, text).strip(" ")
+    if text.isascii() and len(name) + len(text) + 2 <= LINE and "=?" not in text and text:
+        return finished(name, f"{name}: {text}\r\n".encode("ascii"))
+    if not text:
+        raise HeaderError(f"{name}: the value is empty")
+    if text.isascii() and "=?" not in text:
+        folded = _fold_words(f"{name}: {text}")
+        if max(map(len, folded)) <= 900:
+            return finished(name, "\r\n".join(folded).encode("ascii") + b"\r\n")
+    return finished(name, _lines(name, _encoded_words(text)))
+
+
+def mailbox(name: str, entries: Sequence[tuple[str, str]]) -> bytes:
+    """From, To, Reply-To: (display name or "", wire address) each. The address is validated by policy.address before."""
+    written: list[str] = []
+    for display, address in entries:
+        if not address or (any(character in address for character in "<>\r\n\t ,") and not address.startswith('"')):
+            raise HeaderError(f"{name}: not an address")
+        if "<" in address or ">" in address:
+            raise HeaderError(f"{name}: not an address")
+        refuse_controls(name, address)
+        if display.strip():
+            written.extend(_phrase(name, display))
+            written.append(f"<{address}>")
+        else:
+            written.append(address)
+        written[-1] += ","
+    if not written:
+        raise HeaderError(f"{name}: no address")
+    written[-1] = written[-1][:-1]
+    return finished(name, _lines(name, written))
+
+
+def structured(name: str, value: str, *, fold: bool = True) -> bytes:
+    """A field with a grammar of its own, ASCII, never encoded; folded at spaces only (not at all with fold=False)."""
+    refuse_controls(name, value)
+    if not value.isascii() or not value.strip(" ") or "  " in value or value != value.strip(" "):
+        raise HeaderError(f"{name}: must be ASCII with single spaces")
+    lines = _fold_words(f"{name}: {value}") if fold else [f"{name}: {value}"]
+    return finished(name, "\r\n".join(lines).encode("ascii") + b"\r\n")
+
+
+def uri_list(name: str, uris: Sequence[str]) -> bytes:
+    """List-Unsubscribe and its kin: <uri>, <uri>, one a line, broken nowhere else (mail-standards.md 2.4)."""
+    for uri in uris:
+        if not uri or not uri.isascii() or any(character in uri for character in '<> ,"\\'):
+            raise HeaderError(f"{name}: a URI must be ASCII without spaces, commas and angle brackets")
+        refuse_controls(name, uri)
+    if not uris:
+        raise HeaderError(f"{name}: no URI")
+    listed = ",\r\n ".join(f"<{uri}>" for uri in uris)
+    return finished(name, f"{name}: {listed}\r\n".encode("ascii"))
+
+
+def parameters(name: str, value: str, pairs: Iterable[tuple[str, str]]) -> bytes:
+    """Content-Type or Content-Disposition: value; then one parameter a line where the line would be too long.
+
+    Values that are not plain tokens or simple quoted names are written by RFC 2231 in pieces of at most 60 octets:
+    inside a body a run of spaces would not be its own canonical form (RFC 6376 3.4.4).
+    """
+    refuse_controls(name, value)
+    if not all(_TOKEN.fullmatch(piece) for piece in value.split("/")):
+        raise HeaderError(f"{name}: not a valid value")
+    words = [value]
+    for key, text in pairs:
+        refuse_controls(name, text)
+        words[-1] += ";"
+        if _TOKEN.fullmatch(text) and len(text) <= 60:
+            words.append(f"{key}={text}")
+        elif (_PLAIN_FILENAME.fullmatch(text) or key in ("boundary", "type")) and len(text) <= 60:
+            words.append(f'{key}="{text}"')
+        else:
+            words.extend(_extended(key, text))
+    return finished(name, _lines(name, words))
+
+
+def relaxed(field: bytes) -> bytes:
+    """The DKIM relaxed canonical form of one finished field, with its CRLF (RFC 6376 3.4.2)."""
+    name, _, value = field.partition(b":")
+    if b"  " not in value and b"\r" not in value[:-2] and b"\t" not in value:
+        return name.lower() + b":" + value[1:]  # as most fields of ours are
+    value = value.replace(b"\r\n", b"")
+    return name.strip().lower() + b":" + _SPACES.sub(b" ", value).strip(b" \t") + b"\r\n"
+
+
+def valid_name(name: str) -> bool:
+    """May this be the name of a header of the producer's own? (Whether it is reserved is the campaign's question.)"""
+    return _NAME.fullmatch(name) is not None
+
+
+def finished(name: str, field: bytes) -> bytes:
+    """The second look, at the finished bytes: exactly one field, no control, no line over the limit."""
+    if not _FINISHED.fullmatch(field) or not _NAME.fullmatch(name):
+        raise HeaderError(f"{name}: cannot be written as a header")
+    if len(field) > MAX_FIELD:
+        raise HeaderError(f"{name}: longer than {MAX_FIELD} octets")
+    if len(field) > HARD_LINE and _LONG_LINE.search(field):
+        raise HeaderError(f"{name}: a line would be longer than {HARD_LINE} octets")
+    return field
+
+
+def _lines(name: str, words: Sequence[str]) -> bytes:
+    """Words joined by spaces, folded where the line would pass 76; a word is never broken."""
+    lines = [f"{name}:"]
+    for word in words:
+        if len(lines[-1]) + 1 + len(word) > LINE and lines[-1] != f"{name}:":
+            lines.append("")
+        lines[-1] += " " + word
+    return "\r\n".join(lines).encode("utf-8") + b"\r\n"
+
+
+def _fold_words(line: str) -> list[str]:
+    """Folds before a run of spaces so that no line passes 76 where a space allows it; unfolding gives line back."""
+    lines: list[str] = []
+    start = line.index(": ") + 2  # never between name and the first word: an empty first line confuses some readers
+    while len(line) > LINE:
+        cut = line.rfind(" ", start, LINE + 1)
+        if cut == -1:
+            cut = line.find(" ", LINE + 1)
+        if cut == -1:
+            break
+        while line[cut - 1] == " " and cut > start:
+            cut -= 1
+        if cut <= start:
+            cut = line.find(" ", start + len(line[start:]) - len(line[start:].lstrip(" ")))
+            if cut == -1:
+                break
+        lines.append(line[:cut])
+        line = line[cut:]
+        start = len(line) - len(line.lstrip(" "))
+    lines.append(line)
+    return lines
+
+
+def _phrase(name: str, display: str) -> list[str]:
+    """A display name as words that may be folded between."""
+    display = refuse_controls(name, display).strip(" ")
+    if display.isascii() and "=?" not in display:
+        if len(display) <= 60 and _ATOMS.fullmatch(display):
+            return [display]
+        quoted = display.replace("\\", "\\\\").replace('"', '\\"')
+        if len(quoted) <= 60:
+            return [f'"{quoted}"']
+    return _encoded_words(display)
+
+
+_Q_SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!*+-/")
+
+
+def _encoded_words(text: str) -> list[str]:
+    """RFC 2047: words of at most 60 characters, whole characters in each; Q or B, whichever is shorter.
+
+    60 and not 75: a word begins anywhere on its line, also right behind a field name (76 a line, RFC 2047 2).
+    """
+    data = text.encode("utf-8")
+    q_length = sum(1 if byte in _Q_SAFE or byte == 0x20 else 3 for byte in data)
+    as_q = q_length <= (len(data) + 2) // 3 * 4
+    words: list[str] = []
+    piece = ""
+    for character in text:
+        if piece and len(_word(piece + character, as_q)) > 60:
+            words.append(_word(piece, as_q))
+            piece = ""
+        piece += character
+    words.append(_word(piece, as_q))
+    return words
+
+
+def _word(piece: str, as_q: bool) -> str:
+    data = piece.encode("utf-8")
+    if as_q:
+        return (
+            "=?utf-8?q?"
+            + "".join("_" if byte == 0x20 else chr(byte) if byte in _Q_SAFE else f"={byte:02X}" for byte in data)
+            + "?="
+        )
+    return "=?utf-8?b?" + base64.b64encode(data).decode("ascii") + "?="
+
+
+def _extended(key: str, text: str) -> list[str]:
+    """RFC 2231: key*=utf-8''... or, when long, key*0*=, key*1*= ...; a percent triple is never broken."""
+    encoded = quote(text, safe="", encoding="utf-8")
+    if len(encoded) <= 50:
+        return [f"{key}*=utf-8''{encoded}"]
+    pieces = re.findall(r"(?:%[0-9A-F]{2}|[^%]){1,16}", encoded)
+    pieces[0] = "utf-8''" + pieces[0]
+    words = [f"{key}*{number}*={piece};" for number, piece in enumerate(pieces)]
+    words[-1] = words[-1][:-1]
+    return words

@@ -1,0 +1,21 @@
+"""The queue: slices on lanes, leases with tokens, a journal beside it (design decisions 3 to 8, promises T2 to T8).
+
+What it promises: a recipient put on a lane leaves it in exactly one way, through a settle that carries the token of
+the current lease; what was recorded about it before a crash is found again in the journal.
+
+The path, and who walks it:
+
+1. `slices`    pure: what a slice is, bit by bit; cutting, sealing, opening
+2. `lanes`     facts.lua, put.lua (intake); lease.lua, assign.lua, gate.lua, settle.lua, release.lua (courier);
+               beat.lua, reclaim.lua (heartbeat and the dead)
+3. `permits`   permit.lua, rate.lua: connections and messages per second of a site, over all workers; its back-off
+4. `pace`      pure: how many of those one worker should want, by what the site answers
+5. `schedule`  pure: when to try again, and when to give up
+6. `journal`   intents before the dot, outcomes before the settle; replay after a crash
+7. `states`    pure: the legal states of all this, and a census that finds any other
+
+`scripts` loads the Lua files by name. A script touches one hash tag, knows no clock but Redis TIME, holds 64-bit maps
+as strings (a Lua number is a double) and runs on Valkey 9 and Redis 7.0 alike.
+
+Never here: an address in clear, DNS, SMTP, a decision whether to send (that is policy.gate's).
+"""

@@ -1,0 +1,260 @@
+"""The journal of one worker: intents before the dot, outcomes before the settle (promises T6, T7; decision 8).
+
+Laws:
+- When `intend` returns, the intents are with the kernel (write(2)): a killed process cannot forget them.
+- When `durable` returns, everything appended before it was called is on the disk (fdatasync).
+- Every outcome is on the disk within `window` (10 ms at most) and one fdatasync of being recorded, asked for or not.
+- A failed write or sync is final: the journal is broken, and says so at every later call. Never is fdatasync tried
+  again after an error; the kernel may have dropped the pages and would call the second try a success (fsyncgate).
+
+The life of a record: `record` puts it in memory · the window ends or an intent comes, one write(2) · one fdatasync in
+a thread for all that wait (group commit) · the settle reaches Redis · `forget` · the file goes with its last lease.
+What a crash leaves is read by `replay`, whose names are exported here too.
+
+Known limits: one journal is used from one event loop. A file of 64 MiB that is full is synced on the loop itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.queue.replay import (
+    MAGIC,
+    SUFFIX,
+    Intent,
+    JournalBroken,
+    LeaseKey,
+    Log,
+    Outcome,
+    Plan,
+    adopt,
+    discard,
+    encode_head,
+    encode_intent,
+    encode_outcome,
+    frame,
+    own,
+    paths,
+    plan,
+    read,
+    read_folder,
+)
+
+WINDOW = 0.008  # seconds of group commit: with the sync itself within the 10 ms of T7 on an ordinary disk
+FILE_LIMIT = 64 * 1024 * 1024  # bytes; half a million outcomes
+
+__all__ = [
+    "FILE_LIMIT", "WINDOW", "Intent", "Journal", "JournalBroken", "LeaseKey", "Log", "Outcome", "Plan", "adopt",
+    "boot_id", "discard", "plan", "read", "read_folder",
+]  # fmt: skip
+
+
+@dataclass(slots=True)
+class _File:
+    path: Path
+    handle: int
+    size: int = 0
+    leases: set[LeaseKey] = field(default_factory=set)
+
+
+class Journal:
+    """Open for writing. `Journal.open` in the worker, once; `close` at the end."""
+
+    def __init__(self, folder: Path, holder: str, boot: str, *, window: float, file_limit: int) -> None:
+        self._folder, self._holder, self._boot = folder, holder, boot
+        self._window, self._file_limit = min(window, 0.010), file_limit
+        self._buffer = bytearray()
+        self._written = self._synced = 0
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._sync: asyncio.Future[None] | None = None
+        self._broken: JournalBroken | None = None
+        self._closed = False
+        self._old: list[_File] = []
+        self._lock = own(folder)
+        try:
+            self._file = self._new_file()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="journal")
+
+    @classmethod
+    def open(
+        cls, folder: Path, holder: str, boot: str, *, window: float = WINDOW, file_limit: int = FILE_LIMIT
+    ) -> Journal:
+        """A new file in the worker's folder (made 0700). Older files stay: read, carry out and discard them first.
+        Raises JournalBroken, also when a living process owns the folder."""
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return cls(folder, holder, boot, window=window, file_limit=file_limit)
+        except OSError as error:
+            raise JournalBroken(f"the journal folder {folder} cannot be written: {error.strerror}") from error
+
+    def __repr__(self) -> str:
+        return f"<Journal of {self._holder}: {self._written} bytes written, {self._synced} on disk>"
+
+    def intend(self, intents: Iterable[Intent]) -> None:
+        """Call right before the bytes with the final dots are handed to the socket. One write(2) for all."""
+        for intent in intents:
+            self._append(encode_intent(intent), (intent.partition, intent.slice_id, intent.token))
+        self._write()
+
+    def record(self, outcome: Outcome) -> None:
+        """Remember an outcome; on the disk within the window. `await durable()` before it is settled."""
+        self._append(encode_outcome(outcome), (outcome.partition, outcome.slice_id, outcome.token))
+        self._commit_soon()
+
+    async def durable(self) -> None:
+        """Wait until all that was appended is on the disk. Raises JournalBroken."""
+        self._check()
+        target = self._written + len(self._buffer)
+        if target <= self._synced:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((target, waiter))
+        self._commit_soon()
+        await waiter
+
+    def forget(self, partition: int, slice_id: str, token: int) -> None:
+        """This lease is over and everything recorded of it is in Redis. Old files nobody needs any more go."""
+        key = (partition, slice_id, token)
+        self._file.leases.discard(key)
+        for file in list(self._old):
+            file.leases.discard(key)
+            if not file.leases:
+                self._old.remove(file)
+                file.path.unlink(missing_ok=True)
+
+    def has_room(self, floor: int) -> bool:
+        """Whether the disk has this many bytes left: below it no new attempts, before it is too late (faults 3.4)."""
+        space = os.statvfs(self._folder)
+        return space.f_bavail * space.f_frsize >= floor
+
+    async def close(self) -> None:
+        """Sync what is left; safe to call twice. Files whose leases are all forgotten are removed, so that a clean
+        stop leaves nothing to replay. Raises JournalBroken when the last sync fails."""
+        if self._closed:
+            return
+        try:
+            if self._broken is None:
+                await self.durable()
+        finally:
+            self._closed = True
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._sync is not None:
+                await self._sync
+            self._threads.shutdown()
+            os.close(self._file.handle)
+            if not self._file.leases and self._broken is None:
+                self._file.path.unlink(missing_ok=True)
+            os.close(self._lock)
+            self._broken = self._broken or JournalBroken("the journal is closed")
+
+    def _append(self, body: bytes, key: LeaseKey) -> None:
+        self._check()
+        self._buffer += frame(body)
+        self._file.leases.add(key)
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+
+    def _write(self) -> None:
+        self._check()
+        data = memoryview(bytes(self._buffer))
+        self._buffer.clear()
+        try:
+            while data:
+                written = os.write(self._file.handle, data)
+                data = data[written:]
+                self._written += written
+                self._file.size += written
+        except OSError as error:
+            self._fail(error)
+            self._check()
+
+    def _commit_soon(self) -> None:
+        if self._timer is None and self._sync is None:
+            self._timer = asyncio.get_running_loop().call_later(self._window, self._commit)
+
+    def _commit(self) -> None:
+        self._timer = None
+        with contextlib.suppress(JournalBroken):  # the waiters have been told, and every later call will be
+            self._write()
+            if self._file.size >= self._file_limit:
+                self._rotate()
+            self._sync = asyncio.ensure_future(self._synchronise(self._written))
+
+    async def _synchronise(self, target: int) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._threads, os.fdatasync, self._file.handle)
+        except OSError as error:
+            self._fail(error)
+            return
+        finally:
+            self._sync = None
+        self._synced = target
+        waiting, self._waiters = self._waiters, []
+        for position, waiter in waiting:
+            if position > target:
+                self._waiters.append((position, waiter))
+            elif not waiter.done():
+                waiter.set_result(None)
+        if self._buffer or self._written > self._synced:
+            self._commit_soon()
+
+    def _rotate(self) -> None:
+        # The old file is synced before the new one begins, or a power cut could keep the later and lose the earlier.
+        try:
+            os.fdatasync(self._file.handle)
+            os.close(self._file.handle)
+            if self._file.leases:
+                self._old.append(self._file)
+            else:
+                self._file.path.unlink()
+            self._file = self._new_file()
+        except OSError as error:
+            self._fail(error)
+            self._check()
+
+    def _fail(self, error: OSError) -> None:
+        self._broken = JournalBroken(f"the journal failed: {error.strerror}")
+        for _, waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(self._broken)
+        self._waiters.clear()
+
+    def _new_file(self) -> _File:
+        number = 1 + max((int(path.stem) for path in paths(self._folder)), default=0)
+        path = self._folder / f"{number:08d}{SUFFIX}"
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(handle, MAGIC + frame(encode_head(self._boot, self._holder)))
+            os.fdatasync(handle)
+            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)  # the name must survive a power cut as well as the contents
+            finally:
+                os.close(folder)
+        except BaseException:
+            os.close(handle)
+            raise
+        return _File(path, handle)
+
+
+def boot_id() -> str:
+    """What names this run of the machine. Where the system does not say, a new name each time: always unclean."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return str(uuid.uuid4())

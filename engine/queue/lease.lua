@@ -1,0 +1,110 @@
+-- with clock
+-- with index
+-- lease: due slices of the sites named, and of lanes without a site (T3).
+-- KEYS[1] prefix; ARGV holder, cap of the event stream, limit of ready, wanted unresolved, then (site, wanted).
+-- Answers {now, full, {id, site, lane, token, slice, ...}, {site, due, ...}}.
+-- A pick is bounded: it looks at no more than it wants and LOOK more, so what it passes over must move out of the way:
+-- a slice of something paused or halted is parked for PARK, one whose lane has moved goes to its site's index.
+local PARK = 5000000
+local LOOK = 32
+local holder, cap = ARGV[1], tonumber(ARGV[2])
+local taken, jobs, touched = {}, {}, {}
+local full = 0
+if redis.call('XLEN', prefix .. 'ev') >= cap then
+  full = 1
+end
+local before = tonumber(redis.call('HGET', prefix .. 'n', 'tok') or 0)
+local token = before
+local halting = redis.call('EXISTS', prefix .. 'halt') == 1
+
+local function halted(what)
+  return redis.call('SISMEMBER', prefix .. 'halt', what) == 1
+end
+
+-- Paused by its job's state, or halted by account, job or lane. A cancelled or unknown job is leased: somebody has to
+-- write its recipients' end.
+local function resting(header, lane)
+  local high, low = struct.unpack('>BI4', string.sub(header, 2, 6))
+  local job = int(high * 4294967296 + low)
+  if jobs[job] == nil then
+    local state = redis.call('HMGET', prefix .. 'j:' .. job, 'st', 'ac')
+    jobs[job] = state[1] == 'paused'
+      or (halting and (halted('j' .. job) or (state[2] and halted('a' .. state[2])))) or false
+  end
+  return jobs[job] or (halting and halted('l' .. lane))
+end
+
+local function pick(site, wanted, one_a_lane)
+  local urgent = redis.call('ZRANGEBYSCORE', prefix .. 'D:' .. site, '-inf', int(now), 'LIMIT', 0, wanted + LOOK)
+  local plain = redis.call('ZRANGEBYSCORE', prefix .. 'd:' .. site, '-inf', int(now), 'LIMIT', 0, wanted + LOOK)
+  local u, p, lanes = 1, 1, {}
+  while wanted > 0 and (urgent[u] or plain[p]) do
+    local id
+    if urgent[u] and (not plain[p] or token % 4 ~= 3) then
+      id, u = urgent[u], u + 1
+    else
+      id, p = plain[p], p + 1
+    end
+    local key = prefix .. 's:' .. id
+    local header = redis.call('GETRANGE', key, 0, 66)
+    local lane = string.sub(header, 57, 67)
+    if #header < 67 then
+      redis.call('ZREM', due_key(id, site), id)
+    elseif not (one_a_lane and lanes[lane]) then
+      local home = site_of(lane)
+      local expires = struct.unpack('>I8', string.sub(header, 49, 56))
+      if home ~= site then
+        redis.call('ZREM', due_key(id, site), id)
+        enqueue(id, lane, home, now)
+        touched[home] = true
+      elseif now < expires and resting(header, lane) then
+        enqueue(id, lane, site, math.min(now + PARK, expires))
+      else
+        token = token + 1
+        wanted = wanted - 1
+        lanes[lane] = true
+        local date = string.sub(header, 33, 40)
+        if date == '\0\0\0\0\0\0\0\0' then
+          date = struct.pack('>I8', now)
+        end
+        redis.call('SETRANGE', key, 32, date .. struct.pack('>I8', token))
+        redis.call('ZREM', due_key(id, site), id)
+        redis.call('HSET', prefix .. 'lease', id, int(token) .. ' ' .. holder)
+        local n = #taken
+        taken[n + 1], taken[n + 2], taken[n + 3], taken[n + 4] = id, site, lane, token
+        taken[n + 5] = redis.call('GET', key)
+      end
+    end
+  end
+  touched[site] = true
+end
+
+if full == 0 then
+  for at = 5, #ARGV, 2 do
+    pick(ARGV[at], tonumber(ARGV[at + 1]), false)
+  end
+  if tonumber(ARGV[4]) > 0 then
+    pick(UNRESOLVED, tonumber(ARGV[4]), true)
+  end
+  for site in pairs(touched) do
+    retime(site)
+  end
+  if token > before then
+    redis.call('HSET', prefix .. 'n', 'tok', int(token))
+    if redis.call('HEXISTS', prefix .. 'hold', holder) == 0 then
+      redis.call('HSET', prefix .. 'hold', holder, redis.call('HINCRBY', prefix .. 'n', 'beat', 1))
+    end
+  end
+end
+local ready = {}
+local limit = tonumber(ARGV[3])
+if limit > 0 then
+  ready = redis.call('ZRANGE', prefix .. 'idx', 0, limit - 1, 'WITHSCORES')
+  if redis.call('ZCARD', prefix .. 'idx') > limit then
+    local others = redis.call('ZRANDMEMBER', prefix .. 'idx', limit, 'WITHSCORES')
+    for at = 1, #others do
+      ready[#ready + 1] = others[at]
+    end
+  end
+end
+return { now, full, taken, ready }

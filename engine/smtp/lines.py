@@ -1,0 +1,76 @@
+"""What is written: the one place where commands and bodies become bytes, and what EHLO's reply says may be written.
+
+Law: whatever the arguments, what `commands` returns is command lines of printable characters, each at most 512 octets
+with its CRLF and nothing else between (S-07); `stuffed` never leaves a line that begins with one dot.
+"""
+
+from __future__ import annotations
+
+from engine.smtp.reply import Reply
+from engine.smtp.words import Outbound, Trouble
+
+MAX_LINE = 512  # RFC 5321 4.5.3.1.4, with CRLF; our longest MAIL is below 330 octets
+
+
+class LocalError(Exception):
+    """The caller broke the rules: a line that is none, a message nobody wants, a renewal nobody waits for."""
+
+
+def commands(*lines: str) -> bytes:
+    """Command lines as one piece of the wire. Raises LocalError for what is not a line."""
+    for line in lines:
+        if not line.isprintable():  # also refuses CR, LF, NUL, U+2028 and lone surrogates
+            raise LocalError("a command has a character that cannot be printed")
+    data = ("\r\n".join(lines) + "\r\n").encode("utf-8")
+    if len(data) > MAX_LINE and any(len(line) > MAX_LINE - 2 for line in data.split(b"\r\n")):
+        raise LocalError("a command is longer than RFC 5321 4.5.3.1.4 allows")
+    return data
+
+
+def mail(message: Outbound, extensions: dict[str, str]) -> str:
+    """MAIL with the parameters the peer offered and this message needs."""
+    line = f"MAIL FROM:<{message.sender}>"
+    if "SIZE" in extensions:
+        line = f"{line} SIZE={len(message.data)}"
+    if not message.data.isascii():
+        line += " BODY=8BITMIME"
+    if not (message.recipient.isascii() and message.sender.isascii()):
+        line += " SMTPUTF8"
+    return line
+
+
+def rcpt(message: Outbound) -> str:
+    return f"RCPT TO:<{message.recipient}>"
+
+
+def misfit(message: Outbound, extensions: dict[str, str], max_size: int) -> Trouble | None:
+    """Why a peer with these extensions cannot be offered this message at all, or None."""
+    if max_size and len(message.data) > max_size:
+        return Trouble.TOO_LARGE
+    if not (message.recipient.isascii() and message.sender.isascii()) and "SMTPUTF8" not in extensions:
+        return Trouble.NEEDS_SMTPUTF8
+    if not message.data.isascii() and "8BITMIME" not in extensions:
+        return Trouble.NEEDS_8BITMIME
+    return None
+
+
+def stuffed(data: bytes) -> bytes:
+    """RFC 5321 4.5.2. Our own bodies have no line that begins with a dot: then it is one search and no copy."""
+    if b"\r\n." in data:
+        data = data.replace(b"\r\n.", b"\r\n..")
+    return b"." + data if data.startswith(b".") else data
+
+
+def extensions_of(reply: Reply) -> dict[str, str]:
+    """EHLO keywords in upper case and their parameters (RFC 5321 4.1.1.1); the first of a kind counts."""
+    found: dict[str, str] = {}
+    for line in reply.lines[1:]:
+        keyword, _, parameters = line.decode("ascii", "replace").partition(" ")
+        found.setdefault(keyword.upper(), parameters.strip())
+    return found
+
+
+def size_limit(extensions: dict[str, str]) -> int:
+    """Octets the peer takes; 0 is no limit, as is a limit that cannot be read (RFC 1870 4)."""
+    size = extensions.get("SIZE", "")
+    return int(size) if size.isdecimal() and size.isascii() and len(size) < 20 else 0

@@ -1,0 +1,133 @@
+"""From bytes to replies, one at a time, on demand.
+
+Law: any split of the same bytes gives the same replies; garbage ends in `Malformed`, never in an exception; memory is
+bounded by MAX_BYTES and MAX_LINES whatever the peer sends.
+
+Tolerated (Postel, and real servers): LF alone as line end, no text, no space before the text, blanks after it,
+continuation lines whose code differs (the last line's counts: RFC 5321 4.2.1 tells clients to look at the last).
+Refused: a line that does not start with three digits 200 to 599, or has a fourth digit or a letter behind them.
+Text is bytes of a stranger: decoded with every control character replaced, so no log or page can be written with it.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+MAX_BYTES = 64 * 1024  # of one reply; Postfix stops at 2 kB a line, the longest honest EHLO seen is below 2 kB
+MAX_LINES = 128
+SHOWN = 2048  # characters of text kept of a reply, as Postfix's line_length_limit
+
+_ENHANCED = re.compile(rb"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?=[ \t]|$)")
+_UNSHOWN = re.compile(r"[^\x20-\x7e\xa1-\u200a\u2010-\u2027\u2030-\u205f\u2070-\ud7ff\uf900-\ufefe\uff00-\uffef]")
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """One reply: basic code and its lines without code. The text is made only when somebody asks for it."""
+
+    code: int
+    lines: tuple[bytes, ...]
+
+    @property
+    def accepted(self) -> bool:
+        return 200 <= self.code <= 299
+
+    @property
+    def enhanced(self) -> str:
+        """The enhanced code (RFC 3463) of the first line that has one of the basic code's class, or of any, or "".
+
+        Exactly three numbers: "5.7 text" is none (CVE-2026-43964 was a reader that ran on).
+        """
+        other = ""
+        for line in self.lines:
+            if found := _ENHANCED.match(line.lstrip(b" #")):
+                status = found[1].decode("ascii")
+                if status[0] == str(self.code)[0]:
+                    return status
+                other = other or status
+        return other
+
+    @property
+    def text(self) -> str:
+        """Without code and enhanced codes, lines joined by blanks, printable, at most 2,048 characters."""
+        words = []
+        for line in self.lines:
+            found = _ENHANCED.match(line)
+            words.append((line[found.end() :] if found else line).strip())
+        return printable(b" ".join(word for word in words if word))
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (str(self.code), self.enhanced, self.text) if part)
+
+
+class Malformed(msgspec.Struct, frozen=True):
+    """What came is no reply. overflow: it was cut off at the caps."""
+
+    overflow: bool
+    sample: str
+
+
+def printable(text: bytes) -> str:
+    """Anything as one line that can do nothing to a terminal, a log or a page of text; not HTML-escaped."""
+    return _UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", text[: SHOWN * 4].decode("utf-8", "replace"))[:SHOWN]
+
+
+class ReplyParser:
+    """feed() bytes, then next_reply() until it returns None. Once Malformed, for ever."""
+
+    __slots__ = ("_buffer", "_lines", "_scanned", "_size", "_spoilt")
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._lines: list[bytes] = []  # of the reply that is not complete
+        self._size = 0  # octets of those lines
+        self._scanned = 0  # of the buffer, up to where there is no line end
+        self._spoilt: Malformed | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything was fed that no reply has used up."""
+        return bool(self._buffer or self._lines)
+
+    def feed(self, data: bytes) -> None:
+        self._buffer = self._buffer + data if self._buffer else data
+
+    def next_reply(self) -> Reply | Malformed | None:
+        """The next complete reply, or None when more bytes are needed."""
+        while True:
+            if self._spoilt is not None:
+                return self._spoilt
+            buffer = self._buffer
+            end = buffer.find(b"\n", self._scanned)
+            if end < 0:
+                self._scanned = len(buffer)
+                if len(buffer) + self._size > MAX_BYTES:
+                    return self._spoil(buffer, overflow=True)
+                return None
+            line = buffer[:end]
+            self._buffer = buffer[end + 1 :]
+            self._scanned = 0
+            if line[-1:] == b"\r":
+                line = line[:-1]
+            head = line[:3]
+            mark = line[3:4]
+            if not head.isdigit() or not b"200" <= head <= b"599" or mark.isalnum():
+                return self._spoil(line, overflow=False)
+            if mark != b"-" and not self._lines:  # nearly every reply is one line
+                return Reply(int(head), (line[4:].rstrip(),))
+            self._lines.append(line[4:].rstrip() if mark in b" -\t" else line[3:].rstrip())
+            self._size += end + 1
+            if self._size > MAX_BYTES or len(self._lines) > MAX_LINES:
+                return self._spoil(line, overflow=True)
+            if mark != b"-":
+                reply = Reply(int(head), tuple(self._lines))
+                self._lines.clear()
+                self._size = 0
+                return reply
+
+    def _spoil(self, line: bytes, *, overflow: bool) -> Malformed:
+        self._spoilt = Malformed(overflow, printable(line[:80]))
+        self._buffer = b""
+        self._lines.clear()
+        return self._spoilt

@@ -1,0 +1,135 @@
+"""What the writer does by the clock: clearing addresses out of the append-only file, weekly keys, ends of things.
+
+Law (decision 18): an address that a producer wrote in clear leaves Redis's append-only file within ten minutes of its
+acceptance. Deleting the entry is not enough, the log of writes still holds it; so the file is rewritten when a burst of
+intake has ended, and at the latest every `clear_seconds` while it goes on. `IntakeClearing.age` is the metric.
+
+    `IntakeClearing.look`   every second: watch the intake stream, ask for BGREWRITEAOF, check that it succeeded
+    `free_job`              a job that is done leaves no key in any partition
+
+Known limits: a server that refuses BGREWRITEAOF (some managed ones) is reported by the metric growing and one log line.
+What the file system keeps of the old file's blocks is the disk's business (encrypt it).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import redis.exceptions
+import structlog
+
+from policy import keyspace
+from policy.valkey import Client
+
+log = structlog.get_logger()
+
+_QUIET_SECONDS: Final = 3.0  # no new entry for so long: the burst is over
+_META_FIELD: Final = "cleared"  # last intake id that a finished rewrite has left behind
+_MARGIN: Final = 0.8  # begin early enough for the rewrite itself: 10 min allowed, asked for after 8
+
+
+class IntakeClearing:
+    """Watches the intake stream and keeps the append-only file free of what was deleted from it."""
+
+    def __init__(self, redis_client: Client, clear_seconds: float) -> None:
+        self._redis = redis_client
+        self._limit = clear_seconds * _MARGIN
+        self._seen = ""
+        self._changed_at = 0.0
+        self._dirty_since: float | None = None
+        self._rewriting: tuple[str, float, bool] | None = (
+            None  # id at its start, dirty since, whether entries were left
+        )
+        self._started = False
+        self.rewrites = 0
+        self.failures = 0
+
+    def age(self, now: float) -> float:
+        """Seconds the oldest uncleared entry has been in the file; 0 when there is none. now: monotonic."""
+        since = [at for at in (self._dirty_since, self._rewriting[1] if self._rewriting else None) if at is not None]
+        return max(0.0, now - min(since)) if since else 0.0
+
+    async def look(self, now: float) -> None:
+        """One look; now: monotonic seconds. Raises RedisError while Redis is away."""
+        last, waiting = await self._intake()
+        if not self._started:
+            held: Any = await self._redis.hget(keyspace.META, _META_FIELD)
+            self._seen = held.decode("ascii") if held else ""
+            self._started = True
+        if last and last != self._seen:
+            self._seen, self._changed_at = last, now
+            if self._dirty_since is None:
+                self._dirty_since = now
+        if self._rewriting is not None:
+            await self._follow(now)
+        if self._dirty_since is None or self._rewriting is not None:
+            return
+        ended = waiting == 0 and now - self._changed_at >= _QUIET_SECONDS
+        if ended or now - self._dirty_since >= self._limit:
+            await self._rewrite(now, waiting)
+
+    async def _intake(self) -> tuple[str, int]:
+        try:
+            info: Any = await self._redis.xinfo_stream(keyspace.INTAKE)
+        except redis.exceptions.ResponseError:  # no such key: nobody has submitted anything yet
+            return "", 0
+        told = {_text(key): value for key, value in dict(info).items()}
+        return _text(told["last-generated-id"]), int(told["length"])
+
+    async def _rewrite(self, now: float, waiting: int) -> None:
+        told = await self._redis.info("persistence")
+        if not told.get("aof_enabled"):
+            self._dirty_since = None  # nothing is kept on disk
+            return
+        if told.get("aof_rewrite_in_progress") or told.get("aof_rewrite_scheduled"):
+            return  # one that began before the entries were deleted does not help: ask again when it is over
+        assert self._dirty_since is not None
+        try:
+            await self._redis.bgrewriteaof()
+        except redis.exceptions.ResponseError:
+            self.failures += 1
+            if self.failures == 1:
+                log.error("the server refuses BGREWRITEAOF: addresses from the intake stay in its append-only file")
+            self._changed_at = now
+            return
+        self._rewriting = (self._seen, self._dirty_since, waiting > 0)
+        self._dirty_since = None
+
+    async def _follow(self, now: float) -> None:
+        assert self._rewriting is not None
+        told = await self._redis.info("persistence")
+        if told.get("aof_rewrite_in_progress") or told.get("aof_rewrite_scheduled"):
+            return
+        seen, since, left = self._rewriting
+        self._rewriting = None
+        if told.get("aof_last_bgrewrite_status") != "ok":
+            self.failures += 1
+            self._dirty_since = since
+            log.error("rewriting the append-only file failed, trying again")
+            return
+        self.rewrites += 1
+        if left:  # entries that waited at its start are in the new file too
+            self._dirty_since = now if self._dirty_since is None else self._dirty_since
+        else:
+            await self._redis.hset(keyspace.META, _META_FIELD, seen)
+
+
+async def free_job(redis_client: Client, number: int) -> None:
+    """Delete every key of a job that is over, in all partitions."""
+    partitions = range(keyspace.PARTITIONS)
+    async with redis_client.pipeline(transaction=False) as pipe:
+        for partition in partitions:
+            pipe.hget(keyspace.job(partition, number), "nb")
+        buckets = await pipe.execute()
+    async with redis_client.pipeline(transaction=False) as pipe:
+        for partition, held in zip(partitions, buckets, strict=True):
+            keys = [keyspace.job(partition, number), keyspace.chunks_put(partition, number)]
+            keys += [keyspace.duplicates(partition, number, bucket) for bucket in range(int(held or 0))]
+            pipe.unlink(*keys)
+            pipe.execute_command("SREM", keyspace.halts(partition), f"j{number}")
+        pipe.unlink(keyspace.stream_of_chunks(number))
+        await pipe.execute()
+
+
+def _text(value: Any) -> str:
+    return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)

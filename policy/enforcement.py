@@ -1,0 +1,239 @@
+"""Opt-outs, suppressions and withdrawals: in SQL, then in Redis, then the answer (T11).
+
+Laws:
+- whoever is told "done" is told after the SQL commit *and* after Redis took it; when Redis does not, he is told so (the
+  tracker answers 503) although SQL keeps it, and `mend` brings it to Redis as soon as that answers;
+- changes reach Redis in the order of their commits, so an older state of a tag never overwrites a newer one;
+- a Redis that was lost or came back older is noticed by its commit number and rebuilt from SQL (T12, this part of it).
+
+Changes that arrive while one round is under way make up the next: one transaction, one pipeline, one fsync for all.
+
+The commit number lives in SQL (table cursor, stream `commit`) and, once everything up to it is pushed, in META.
+
+Known limits: the number is compared every few seconds and after every failure, not at every command; between a restore
+of Redis and that look the gate may answer from the older state. Queue state of a restored Redis is not reconciled here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import redis.exceptions
+import structlog
+from sqlalchemy import Connection, Engine, insert, select, update
+
+from policy import accounts, keyspace, negative, suppression
+from policy.schema import cursor, job
+from policy.store import Store
+from policy.valkey import Client
+
+log = structlog.get_logger()
+
+COMMIT: Final = "commit"
+_META_FIELD: Final = "commit"
+_AT_ONCE: Final = 256
+
+
+class RedisBehind(Exception):
+    """SQL has it, Redis did not take it: not in force at the gate yet. Ask again."""
+
+
+@dataclass(slots=True)
+class Effects:
+    """What a change wants told to Redis: suppression tags to recompute, negative entries (subject, cause, seq),
+    accounts to halt or resume."""
+
+    tags: set[tuple[bytes, int]] = field(default_factory=set)
+    negative: list[tuple[int, str, int]] = field(default_factory=list)
+    halts: dict[int, bool] = field(default_factory=dict)
+
+
+Change = Callable[[Connection, Effects], Any]
+
+
+class Enforcement:
+    """One a writer. apply(change) runs change(conn, effects) in a transaction and returns its result when enforced."""
+
+    def __init__(
+        self, store: Store, redis_client: Client, clock: Callable[[], int], open_reader: Callable[[], Engine]
+    ) -> None:
+        self._store = store
+        self._open_reader = open_reader
+        self._redis = redis_client
+        self._clock = clock
+        self._waiting: deque[tuple[Change, asyncio.Future[Any]]] = deque()
+        self._turn: asyncio.Task[None] | None = None
+        self._gate = asyncio.Lock()  # one round, or one rebuild, at a time: the order of pushes is the order of commits
+        self.behind = False
+        self.enforced = 0
+        self.failures = 0
+        self.rebuilds = 0
+
+    async def apply(self, change: Change) -> Any:
+        """Raises what the change raised, RedisBehind, or the store's error."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((change, answer))
+        if self._turn is None:
+            self._turn = asyncio.create_task(self._rounds(), name="enforcement")
+        return await answer
+
+    async def close(self) -> None:
+        while self._turn is not None:
+            await asyncio.shield(self._turn)
+
+    async def _rounds(self) -> None:
+        try:
+            while self._waiting:
+                some = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
+                async with self._gate:
+                    await self._round(some)
+        finally:
+            self._turn = None
+
+    async def _round(self, some: list[tuple[Change, asyncio.Future[Any]]]) -> None:
+        changes = [change for change, _ in some]
+        try:
+            results, fields, effects, commit = await self._store.write(lambda conn: self._commit(conn, changes))
+        except Exception as error:
+            for _, answer in some:
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        behind: Exception | None = None
+        try:
+            await self._tell(fields, effects)
+            if not self.behind:
+                await self._redis.hset(keyspace.META, _META_FIELD, str(commit))
+        except (redis.exceptions.RedisError, OSError) as error:
+            self.behind = True
+            self.failures += 1
+            behind = RedisBehind("the change is kept, but Redis did not take it yet")
+            log.error("redis did not take a change", error=type(error).__name__)
+        for (_, answer), result in zip(some, results, strict=True):
+            if answer.done():
+                continue
+            if isinstance(result, Exception):
+                answer.set_exception(result)
+            elif behind is not None:
+                answer.set_exception(behind)
+            else:
+                self.enforced += 1
+                answer.set_result(result)
+
+    def _commit(
+        self, conn: Connection, changes: list[Change]
+    ) -> tuple[list[Any], list[suppression.Field], Effects, int]:
+        total = Effects()
+        results: list[Any] = []
+        for change in changes:
+            effects = Effects()
+            savepoint = conn.begin_nested()
+            try:
+                results.append(change(conn, effects))
+                savepoint.commit()
+            except Exception as error:
+                savepoint.rollback()
+                results.append(error)
+                continue
+            total.tags |= effects.tags
+            total.negative += effects.negative
+            total.halts |= effects.halts
+        commit = commit_number(conn) + 1
+        _set_commit_number(conn, commit)
+        return results, suppression.fields(conn, total.tags, self._clock()), total, commit
+
+    async def _tell(self, fields: list[suppression.Field], effects: Effects) -> None:
+        await suppression.push(self._redis, fields)
+        for subject, cause, seq in effects.negative:
+            await negative.announce(self._redis, subject, cause, seq)
+        for number, halted in effects.halts.items():
+            await self._halt(f"a{number}", halted)
+
+    async def _halt(self, what: str, halted: bool) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for partition in range(keyspace.PARTITIONS):
+                pipe.execute_command("SADD" if halted else "SREM", keyspace.halts(partition), what)
+            await pipe.execute()
+
+    async def show_job(self, number: int, state: str, *, waits: bool = False) -> None:
+        """Tell every partition a job's state. A halt goes first: a chunk put meanwhile would not carry the word yet.
+
+        waits: the job asked to be held until all its chunks are in (the intake's halt): resuming does not lift that."""
+        await self._halt(f"j{number}", state == "paused" or (waits and state == "sending"))
+        keys = [keyspace.job(partition, number) for partition in range(keyspace.PARTITIONS)]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.exists(key)
+            there = await pipe.execute()
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for key, known in zip(keys, there, strict=True):
+                if known:
+                    pipe.hset(key, "st", state)
+            await pipe.execute()
+
+    async def mend(self) -> bool:
+        """Compare commit numbers; rebuild Redis from SQL when they differ. True when it was rebuilt.
+
+        Raises RedisError while Redis is away."""
+        async with self._gate:
+            held: Any = await self._redis.hget(keyspace.META, _META_FIELD)
+            truth = await self._store.write(commit_number)
+            ahead = int(held) if held is not None else 0
+            if not self.behind and ahead == truth:
+                if held is None:  # a new installation on an empty Redis: nothing to bring
+                    await self._redis.hset(keyspace.META, _META_FIELD, "0")
+                return False
+            older_sql = ahead > truth
+            log.warning("rebuilding suppressions in redis", held=ahead, truth=truth)
+            if older_sql:
+                # SQL came back older than Redis: what only Redis knows stays in force (fails closed, never forgets)
+                log.error("the database is older than redis: restored from a backup? nothing is taken out of redis")
+                truth = ahead + 1
+                await self._store.write(lambda conn: _set_commit_number(conn, truth))
+            await self._rebuild(add_only=older_sql)
+            await self._redis.hset(keyspace.META, _META_FIELD, str(truth))
+            self.behind = False
+            self.rebuilds += 1
+            return True
+
+    async def _rebuild(self, *, add_only: bool) -> None:
+        # a connection of its own, for reading: the writer's must not wait for Redis (a second *writing* one would be a
+        # risk over SQLite, decision 15)
+        engine = self._open_reader()
+        try:
+            with engine.connect() as conn:
+                if add_only:
+                    await self._push_all(conn)
+                else:
+                    await suppression.rebuild(self._redis, conn, self._clock())
+                await negative.rebuild(self._redis, conn)
+                frozen = [account.number for account in accounts.every(conn) if account.is_frozen]
+                paused = conn.scalars(select(job.c.number).where(job.c.state == "paused")).all()
+        finally:
+            engine.dispose()
+        for number in frozen:
+            await self._halt(f"a{number}", True)
+        for number in paused:
+            await self._halt(f"j{number}", True)
+
+    async def _push_all(self, conn: Connection) -> None:
+        some: set[tuple[bytes, int]] = set()
+        for entry in suppression.every(conn):
+            some.add((entry.tag, entry.partition))
+            if len(some) >= 500:
+                await suppression.push(self._redis, suppression.fields(conn, some, self._clock()))
+                some.clear()
+        await suppression.push(self._redis, suppression.fields(conn, some, self._clock()))
+
+
+def commit_number(conn: Connection) -> int:
+    return int(conn.execute(select(cursor.c.last_id).where(cursor.c.stream == COMMIT)).scalar() or 0)
+
+
+def _set_commit_number(conn: Connection, number: int) -> None:
+    if conn.execute(update(cursor).where(cursor.c.stream == COMMIT).values(last_id=str(number))).rowcount == 0:
+        conn.execute(insert(cursor).values(stream=COMMIT, last_id=str(number)))

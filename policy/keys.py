@@ -1,0 +1,212 @@
+"""The keyring: every secret of an installation, read from one place, shown nowhere.
+
+Promise: a key file that others may read is refused, with the file and the fix; a missing key is an error, never a
+default; no key appears in a repr, an error text or a log.
+
+The folder (0700) holds one file a key (0600, hexadecimal text): ``pepper.1`` suppression tags · ``token.1`` master of
+link tokens · ``return-path.1`` · ``queue.<week>`` slices · ``kek.<week>`` wraps the subjects' keys · ``service.1``
+jobs, job keys, rejected entries and reply notes at rest · ``intake.1`` X25519 private key · ``lane.1`` names lanes and
+sites and never rotates. DKIM keys lie in ``dkim/`` and are read by `engine`. ``<week>`` is `policy.instants.week_of`.
+
+Sealing is AES-256-GCM: 12 random bytes, then ciphertext and tag (NIST SP 800-38D 8.2.2: below 2^32 messages a key;
+queue and wrapping keys change weekly, a subject's key seals one address).
+
+Known limits: Python cannot wipe memory, so keys live until the process ends (LimitCORE=0, no swap). The token master
+derives AES-SIV keys elsewhere (`tracker.links`). Destroying old weekly keys is the retention sweep's business.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+KEY_BYTES = 32
+NONCE_BYTES = 12
+SEAL_OVERHEAD = NONCE_BYTES + 16
+
+_NUMBERED = ("pepper", "token", "return-path", "service", "intake", "lane")
+_WEEKLY = ("queue", "kek")
+_NOTE_AAD = b"sp-note"
+
+
+class KeyringError(Exception):
+    """A key is missing, readable by others or not a key. The text names the file and the fix, never the content."""
+
+
+class SealError(Exception):
+    """Sealed bytes that this key does not open: another key, another purpose, or changed on the way."""
+
+    def __init__(self) -> None:
+        super().__init__("sealed bytes do not open under this key and purpose")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Keyring:
+    """Every key of the installation, 32 bytes each; an ``_id`` says which of several is used for new work."""
+
+    pepper: bytes
+    token: dict[int, bytes]
+    token_id: int
+    return_path: dict[int, bytes]
+    return_path_id: int
+    queue: dict[int, bytes]
+    queue_id: int
+    kek: dict[int, bytes]
+    kek_id: int
+    service: bytes
+    intake: bytes
+    lane: bytes
+    folder: Path | None = field(default=None, compare=False)
+
+    @classmethod
+    def load(cls, dir: Path) -> Keyring:
+        """Read all keys of a folder. Raises KeyringError."""
+        _check_folder(dir)
+        found: dict[str, dict[int, bytes]] = {name: {} for name in (*_NUMBERED, *_WEEKLY)}
+        for path in sorted(dir.iterdir()):
+            name, dot, number = path.name.rpartition(".")
+            if dot and name in found and number.isascii() and number.isdigit():
+                found[name][int(number)] = _read_key(path)
+        for name in _NUMBERED:
+            if not found[name]:
+                raise KeyringError(f"key file {dir / name}.1 is missing: run `sales-push init`, or restore it")
+        for name in _WEEKLY:
+            if not found[name]:
+                raise KeyringError(f"no key file {dir / name}.<week>: run `sales-push init`, or restore it")
+        for name in ("token", "return-path"):
+            if max(found[name]) > 255:
+                raise KeyringError(f"key file {dir / name}.{max(found[name])}: a key id is one byte in what we send")
+        return cls(
+            pepper=_only(dir, "pepper", found),
+            token=found["token"],
+            token_id=max(found["token"]),
+            return_path=found["return-path"],
+            return_path_id=max(found["return-path"]),
+            queue=found["queue"],
+            queue_id=max(found["queue"]),
+            kek=found["kek"],
+            kek_id=max(found["kek"]),
+            service=_only(dir, "service", found),
+            intake=_only(dir, "intake", found),
+            lane=_only(dir, "lane", found),
+            folder=dir,
+        )
+
+    @classmethod
+    def create(cls, dir: Path, week: int) -> Keyring:
+        """Make the folder and whatever key files are missing (never replaces one), then load."""
+        dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_folder(dir)
+        for name in _NUMBERED:
+            if not any(path.suffix[1:].isdigit() and path.stem == name for path in dir.iterdir()):
+                _write_key(dir / f"{name}.1")
+        ensure_week(dir, week)
+        return cls.load(dir)
+
+    @property
+    def intake_public(self) -> bytes:
+        """The 32 raw bytes producers seal to."""
+        return X25519PrivateKey.from_private_bytes(self.intake).public_key().public_bytes_raw()
+
+    def __repr__(self) -> str:
+        return f"Keyring(token_id={self.token_id}, queue_id={self.queue_id}, kek_id={self.kek_id})"
+
+
+def ensure_week(dir: Path, week: int) -> bool:
+    """Make this week's slice and wrapping keys if they are missing. True: something was made, load again."""
+    made = False
+    for name in _WEEKLY:
+        if not (dir / f"{name}.{week}").exists():
+            made = _write_key(dir / f"{name}.{week}") or made
+    return made
+
+
+def seal(key: bytes, plaintext: bytes, aad: bytes) -> bytes:
+    """Nonce and AES-256-GCM ciphertext; aad names the purpose and what it belongs to, and must be given to open."""
+    nonce = os.urandom(NONCE_BYTES)
+    return nonce + AESGCM(key).encrypt(nonce, plaintext, aad)
+
+
+def open_sealed(key: bytes, data: bytes, aad: bytes) -> bytes:
+    """Raises SealError."""
+    if len(data) < SEAL_OVERHEAD:
+        raise SealError
+    try:
+        return AESGCM(key).decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], aad)
+    except InvalidTag:
+        raise SealError from None
+
+
+def seal_note(keyring: Keyring, text: str) -> bytes:
+    """A peer's reply text, sealed: it often quotes the address (P-12). No text, no bytes."""
+    return seal(keyring.service, text.encode("utf-8", "replace"), _NOTE_AAD) if text else b""
+
+
+def open_note(keyring: Keyring, note: bytes) -> str:
+    """Raises SealError."""
+    return open_sealed(keyring.service, note, _NOTE_AAD).decode("utf-8") if note else ""
+
+
+def _only(dir: Path, name: str, found: dict[str, dict[int, bytes]]) -> bytes:
+    if len(found[name]) != 1:
+        raise KeyringError(f"several key files {dir / name}.<number>: exactly one is expected, move the others away")
+    return next(iter(found[name].values()))
+
+
+def _check_folder(dir: Path) -> None:
+    try:
+        mode = dir.stat().st_mode
+    except FileNotFoundError:
+        raise KeyringError(f"keys folder {dir} does not exist: run `sales-push init`") from None
+    if not stat.S_ISDIR(mode):
+        raise KeyringError(f"keys folder {dir} is not a folder")
+    if mode & 0o077:
+        raise KeyringError(f"keys folder {dir} is open to others: chmod 0700 {dir}")
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode  # of what was opened, not of what the name meant a moment ago
+            text = file.read(4 * KEY_BYTES)
+    except OSError as error:
+        raise KeyringError(f"key file {path} cannot be read: {error.strerror}") from None
+    if mode & 0o077:
+        raise KeyringError(f"key file {path} is readable by others: chmod 0600 {path}, and consider it known to them")
+    try:
+        key = bytes.fromhex(text.decode("ascii").strip())
+    except ValueError:
+        raise KeyringError(f"key file {path} is not hexadecimal text: restore it from where keys are kept") from None
+    if len(key) != KEY_BYTES:
+        raise KeyringError(f"key file {path} holds {len(key)} bytes, {KEY_BYTES} are expected: restore it")
+    return key
+
+
+def _write_key(path: Path) -> bool:
+    """Appears whole or not at all (link(2) of a finished file), and never replaces a key somebody else just made."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_bytes(KEY_BYTES).hex() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return False
+    finally:
+        draft.unlink()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)  # a key that a power cut takes away takes everything sealed under it
+    finally:
+        os.close(folder)
+    return True

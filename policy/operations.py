@@ -1,0 +1,227 @@
+"""What the writer does when asked over its socket: one method an operation, each one transaction (design decision 15).
+
+Law: an operation that returns is committed; where the gate or the trackers must know, they do (`policy.enforcement`).
+Every operation may be repeated: acceptance is idempotent by job id and hash, chunks by number and hash, the rest by
+what it says (suppressed is suppressed).
+
+The methods are found by name (`policy.wire.OPERATIONS`), their arguments decoded by their annotations
+(`policy.doorway`). A job without a list gets the account's list "default": its opt-out links have to name one.
+
+Known limits: `withdraw` and `restrict` know a person by (account, tag); who is not in the vault cannot withdraw there,
+and needs not: nothing is remembered of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from policy import accounts, audit, consent, jobs, negative, suppression, vault
+from policy.enforcement import Effects, Enforcement, commit_number
+from policy.jobs import Refused
+from policy.keys import Keyring
+from policy.schema import negative as negative_table
+from policy.schema import subject as subject_table
+from policy.store import Store
+from policy.wire import Accepted, ConsentRow, JobRecord, Resolved, SuppressionRecord
+
+
+class Operations:
+    """expanded_job(number, rows): told when a job's size is known. keyring and statistics are asked at each use."""
+
+    def __init__(
+        self,
+        store: Store,
+        enforcement: Enforcement,
+        clock: Callable[[], int],
+        *,
+        keyring: Callable[[], Keyring],
+        expanded_job: Callable[[int, int], Awaitable[None]],
+        statistics: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.store = store
+        self.enforcement = enforcement
+        self._clock = clock
+        self._keyring = keyring
+        self._expanded_job = expanded_job
+        self._statistics = statistics
+
+    async def op_ping(self) -> dict[str, Any]:
+        return {"pid": os.getpid(), "commit": await self.store.write(commit_number)}
+
+    async def op_statistics(self) -> dict[str, Any]:
+        return self._statistics()
+
+    async def op_accept_job(self, record: JobRecord) -> Accepted:
+        return await self.store.write(lambda conn: jobs.accept(conn, record, self._clock()))
+
+    async def op_chunk(self, job: int, number: int, hash: bytes, rows: int) -> str:
+        status = await self.store.write(lambda conn: jobs.chunk(conn, job, number, hash, rows))
+        if status == "conflict":
+            with contextlib.suppress(Refused):  # it had ended already
+                await self.op_job_state(job, "cancelled", f"chunk {number} came twice with different content")
+        return status
+
+    async def op_expanded(self, job: int, rows_submitted: int) -> None:
+        await self.store.write(lambda conn: jobs.expanded(conn, job, rows_submitted, self._clock()))
+        await self._expanded_job(job, rows_submitted)
+
+    async def op_reject_note(self, account: str, job_id: str, reason: str) -> None:
+        ref = f"job/{account[:64]}/{job_id[:128]}"
+        await self.store.write(
+            lambda conn: audit.append(conn, self._clock(), "intake", "job-rejected", ref, "operation", reason[:200])
+        )
+
+    async def op_job_state(self, job: int | str, state: str, reason: str = "") -> str:
+        moved = await self.store.write(lambda conn: jobs.move(conn, job, state, reason, self._clock()))
+        await self.enforcement.show_job(moved.number, state, waits=moved.waits)
+        return moved.state
+
+    async def op_resolve(self, account: int, week: int, rows: list[tuple[bytes, int, str]]) -> list[Resolved]:
+        found = await self.store.write(
+            lambda conn: vault.resolve(conn, self._keyring(), account, rows, week, self._clock())
+        )
+        return [Resolved(subject, pseudonym) for subject, pseudonym in found]
+
+    async def op_consents(self, account: int, rows: list[ConsentRow]) -> int:
+        evidence = [
+            consent.Evidence(row.subject, row.purpose, row.basis, row.wording, row.source, row.given_at) for row in rows
+        ]
+        tracked = {row.subject for row in rows if row.purpose in consent.TRACKING}
+        now = self._clock()
+
+        def enter(conn: Connection) -> tuple[int, bool]:
+            return consent.record(conn, evidence, now), bool(_listed(conn, tracked))
+
+        entered, listed = await self.store.write(enter)
+        if listed:  # rare: somebody on the negative list agreed anew
+            await self.enforcement.apply(lambda conn, effects: _lift(conn, effects, tracked, now))
+        return entered
+
+    async def op_suppress(self, entries: list[SuppressionRecord]) -> int:
+        now = self._clock()
+        wanted = [
+            suppression.Entry(
+                entry.tag, entry.partition, suppression.Scope(entry.scope), entry.scope_id, entry.reason,
+                entry.created or now, entry.source, entry.expires or None,
+            )
+            for entry in entries
+        ]  # fmt: skip
+        return int(await self.enforcement.apply(lambda conn, effects: _suppress(conn, effects, wanted)))
+
+    async def op_unsuppress(self, tag: bytes, partition: int, scope: int, scope_id: int) -> int:
+        def change(conn: Connection, effects: Effects) -> int:
+            removed = suppression.remove(conn, tag, suppression.Scope(scope), scope_id)
+            effects.tags.add((tag, partition))
+            if removed:
+                ref = f"suppression/{suppression.Scope(scope).name.lower()}/{scope_id}"
+                audit.append(conn, self._clock(), "operator", "unsuppress", ref, "operation", "done")
+            return removed
+
+        return int(await self.enforcement.apply(change))
+
+    async def op_opt_out(self, list: int, partition: int, tag: bytes, source: str) -> None:
+        entry = suppression.Entry(tag, partition, suppression.Scope.LIST, list, "opt-out", self._clock(), source[:64])
+        await self.enforcement.apply(lambda conn, effects: _suppress(conn, effects, [entry]))
+
+    async def op_withdraw(self, account: int, tag: bytes, purpose: str, source: str = "preferences") -> bool:
+        now = self._clock()
+
+        def change(conn: Connection, effects: Effects) -> bool:
+            person = conn.execute(
+                select(subject_table.c.number, subject_table.c.partition).where(
+                    subject_table.c.account == account, subject_table.c.tag == tag
+                )
+            ).one_or_none()
+            if person is None:
+                return False
+            seq = consent.withdraw(conn, person.number, purpose, source[:64], now)
+            if seq is not None:
+                effects.negative.append((person.number, "withdrawn", seq))
+            if purpose == "mail_marketing":  # the gate asks suppressions, not consent: put it where it looks (T4)
+                scope = suppression.Scope.ACCOUNT
+                entry = suppression.Entry(tag, person.partition, scope, account, "opt-out", now, source[:64])
+                _suppress(conn, effects, [entry])
+            return True
+
+        return bool(await self.enforcement.apply(change))
+
+    async def op_restrict(self, account: int, partition: int, tag: bytes, source: str) -> None:
+        now = self._clock()
+        entry = suppression.Entry(tag, partition, suppression.Scope.ACCOUNT, account, "restriction", now, source[:64])
+
+        def change(conn: Connection, effects: Effects) -> None:
+            _suppress(conn, effects, [entry])
+            number = vault.number_of(conn, account, tag)
+            if number is not None:
+                effects.negative.append((number, "restricted", negative.add(conn, number, "restricted", now)))
+
+        await self.enforcement.apply(change)
+
+    async def op_account_add(
+        self,
+        name: str,
+        display_name: str = "",
+        postal_address: str = "",
+        website: str = "",
+        privacy_url: str = "",
+        opens_mode: int = 3,
+        clicks_mode: int = 3,
+    ) -> int:
+        def work(conn: Connection) -> int:
+            made = accounts.add(
+                conn, name, display_name=display_name or name, now=self._clock(), postal_address=postal_address,
+                website=website, privacy_url=privacy_url, opens_mode=opens_mode, clicks_mode=clicks_mode,
+            )  # fmt: skip
+            audit.append(conn, self._clock(), "operator", "account-add", f"account/{made.number}", "operation", "done")
+            return made.number
+
+        return await self.store.write(work)
+
+    async def op_account_freeze(self, name: str, frozen: bool) -> bool:
+        def change(conn: Connection, effects: Effects) -> bool:
+            holder = accounts.get(conn, name)
+            if holder is None:
+                return False
+            (accounts.freeze if frozen else accounts.thaw)(conn, name)
+            effects.halts[holder.number] = frozen
+            act = "account-freeze" if frozen else "account-thaw"
+            audit.append(conn, self._clock(), "operator", act, f"account/{holder.number}", "operation", "done")
+            return True
+
+        return bool(await self.enforcement.apply(change))
+
+    async def op_list_add(self, account: int, name: str) -> int:
+        return await self.store.write(lambda conn: accounts.list_number(conn, account, name))
+
+    async def op_topic_add(self, account: int, name: str) -> int:
+        return await self.store.write(lambda conn: accounts.topic_number(conn, account, name))
+
+
+def _suppress(conn: Connection, effects: Effects, entries: list[suppression.Entry]) -> int:
+    effects.tags.update((entry.tag, entry.partition) for entry in entries)
+    return suppression.add(conn, entries)
+
+
+def _listed(conn: Connection, subjects: set[int]) -> set[int]:
+    """Those of the subjects who ever were on the negative list."""
+    found: set[int] = set()
+    ordered = sorted(subjects)
+    for start in range(0, len(ordered), 500):
+        some = ordered[start : start + 500]
+        found.update(conn.scalars(select(negative_table.c.subject).where(negative_table.c.subject.in_(some))))
+    return found
+
+
+def _lift(conn: Connection, effects: Effects, subjects: set[int], now: int) -> None:
+    """Off the negative list, for those who withdrew, agreed anew later and agreed to everything they withdrew from."""
+    for number in sorted(_listed(conn, subjects)):
+        if negative.standing(conn, number) != "withdrawn":
+            continue
+        withdrawn = [purpose for purpose in consent.TRACKING if consent.withdrawn(conn, [number], purpose)]
+        if all(number in consent.standing(conn, [number], purpose, now) for purpose in withdrawn):
+            effects.negative.append((number, negative.LIFTED, negative.lift(conn, number, now)))

@@ -1,0 +1,90 @@
+"""The one SQL writer's hand: every write of the installation goes through here, in order, and is durable when told.
+
+Law: a caller hears of success after the commit, never before; what one caller did wrong does not touch the others of
+the same transaction (each runs in a savepoint of its own).
+
+Writes that wait while another transaction runs are taken together into the next one (group commit): fifty opt-outs in
+the same moment cost one fsync. All SQL runs on one thread, because SQLite has one writer (decision 15).
+
+Known limits: a transaction takes at most `_TOGETHER` writes and a drain counts as one, so an answer waits for at most
+one drain (policy.settings drain_batch) and those before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, Engine
+
+T = TypeVar("T")
+Work = Callable[[Connection], Any]
+
+_TOGETHER: Final = 128
+
+
+class Store:
+    """Give it a function of a Connection; await its result, committed."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sql-writer")
+        self._waiting: deque[tuple[Work, asyncio.Future[Any]]] = deque()
+        self._turn: asyncio.Task[None] | None = None
+        self.transactions = 0
+
+    def __repr__(self) -> str:
+        return f"<Store waiting={len(self._waiting)} transactions={self.transactions}>"
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Run in a transaction. Raises what the work raised, or the store's error at commit."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((work, answer))
+        if self._turn is None:
+            self._turn = asyncio.create_task(self._work_off(), name="sql-writer")
+        result: T = await answer
+        return result
+
+    async def _work_off(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            some = [self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))]
+            some = [(work, answer) for work, answer in some if not answer.cancelled()]
+            try:
+                results = await loop.run_in_executor(self._thread, self._transact, [work for work, _ in some])
+            except Exception as error:  # begin or commit failed: nobody's work is done, everybody hears why
+                results = [error] * len(some)
+            for (_, answer), result in zip(some, results, strict=True):
+                if answer.cancelled():
+                    continue
+                if isinstance(result, Exception):
+                    answer.set_exception(result)
+                else:
+                    answer.set_result(result)
+        self._turn = None
+
+    def _transact(self, works: list[Work]) -> list[Any]:
+        results: list[Any] = []
+        with self.engine.begin() as conn:
+            for work in works:
+                savepoint = conn.begin_nested()
+                try:
+                    result = work(conn)
+                    savepoint.commit()
+                except Exception as error:
+                    if savepoint.is_active:
+                        savepoint.rollback()
+                    result = error
+                results.append(result)
+        self.transactions += 1
+        return results
+
+    async def close(self) -> None:
+        """Finish what waits, then let go of the database."""
+        while self._turn is not None:
+            await asyncio.shield(self._turn)
+        await asyncio.to_thread(self._thread.shutdown)
+        self.engine.dispose()

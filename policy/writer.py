@@ -1,0 +1,271 @@
+"""The policy process: the one SQL writer (design decision 15), behind a unix socket and in front of the event streams.
+
+Promise: an answer on the socket means committed, and where Redis has a part (T11), in force there too. Every event that
+Redis holds reaches the ledger exactly once (`policy.drains`); a job is done when its last event is committed (T9).
+
+    start   lock · open and upgrade SQL · check Redis · cursors and progress · mend Redis from SQL · socket · loops
+    loops   events and hits every `drain_interval` (at once while there is more) · chores every second
+    stop    no new calls · finish what was begun · last drain · let go
+
+Losing Redis does not end this process: calls that need only SQL go on, drains wait. What is asked over the socket is
+in `policy.operations`, how in `policy.doorway`.
+
+Known limits: over PostgreSQL one writer at a time drains (the lock is of this host's data folder). Reconciling the
+queue itself after Redis came back older (T12) is not done here yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import functools
+import os
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import redis.exceptions
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from policy import chores, drains, jobs, suppression
+from policy.doorway import Doorway, handlers
+from policy.enforcement import Effects, Enforcement
+from policy.instants import week_of
+from policy.keys import Keyring, ensure_week
+from policy.operations import Operations
+from policy.schema import open_store, upgrade
+from policy.settings import PolicySettings
+from policy.store import Store
+from policy.valkey import Client, check_server, connect
+from policy.vitals import Vitals
+
+log = structlog.get_logger()
+
+_CHORE_SECONDS: Final = 1.0
+_MEND_SECONDS: Final = 5.0
+_HOURLY: Final = 3600.0
+_RETRY_SECONDS: Final = 1.0
+
+
+class WriterError(Exception):
+    """The writer cannot start: another one holds the folder or the socket."""
+
+
+def clock_us() -> int:
+    return time.time_ns() // 1000
+
+
+class Writer:
+    """One a host. start() returns when the socket answers; stop() when everything begun is committed."""
+
+    def __init__(self, settings: PolicySettings, keyring: Keyring, *, clock: Callable[[], int] = clock_us) -> None:
+        self._settings = settings
+        self.keyring = keyring
+        self._clock = clock
+        self._lock: int | None = None
+        self._loops: list[asyncio.Task[None]] = []
+        self._stopping = asyncio.Event()
+        self._progress = drains.Progress()
+        self._cursors: dict[str, str] = {}
+        self._counts: defaultdict[str, int] = defaultdict(int)
+        self._lag = 0.0
+        self.redis: Client
+        self.store: Store
+        self.enforcement: Enforcement
+
+    def __repr__(self) -> str:
+        return f"<Writer {'stopping' if self._stopping.is_set() else 'up'} {dict(self._counts)}>"
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Raises WriterError, valkey.ServerRefused, RedisError or the store's error."""
+        settings = self._settings
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._take_lock(settings.data_dir / "policy.lock")
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(self._release_lock)
+            engine = open_store(settings.sql_address(), writer=True)
+            self.store = Store(engine)
+            undo.push_async_callback(self.store.close)
+            await asyncio.to_thread(upgrade, engine)
+            self.redis = connect(settings.redis_address())
+            undo.push_async_callback(self.redis.aclose)
+            for warning in await check_server(self.redis):
+                log.warning("redis", warning=warning)
+            self._book = drains.EventBook(engine.dialect.name, self.keyring.service)
+            self._cursors = await self.store.write(drains.load_cursors)
+            await self.store.write(self._progress.load)
+            self.enforcement = Enforcement(
+                self.store, self.redis, self._clock, lambda: open_store(settings.sql_address(), writer=False)
+            )
+            self._clearing = chores.IntakeClearing(self.redis, settings.clear_seconds)
+            await self.enforcement.mend()
+            operations = Operations(
+                self.store,
+                self.enforcement,
+                self._clock,
+                keyring=lambda: self.keyring,
+                expanded_job=self._expanded_job,
+                statistics=self.statistics,
+            )
+            self._doorway = Doorway(settings.writer_socket, handlers(operations))
+            await self._doorway.open()
+            undo.pop_all()
+        self._loops = [
+            asyncio.create_task(self._forever(self._drain, settings.drain_interval), name="drain"),
+            asyncio.create_task(self._forever(self._chores, _CHORE_SECONDS), name="chores"),
+        ]
+        log.info("policy writer ready")
+
+    async def stop(self) -> None:
+        self._stopping.set()
+        await self._doorway.close()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        await self.enforcement.close()
+        with contextlib.suppress(redis.exceptions.RedisError, OSError, SQLAlchemyError):
+            await self._drain()
+        await self.store.close()
+        await self.redis.aclose()
+        self._release_lock()
+
+    def _take_lock(self, path: Path) -> None:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise WriterError(f"another policy writer holds {path}") from None
+        self._lock = handle
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    async def _forever(self, work: Callable[[], Awaitable[bool]], pause: float) -> None:
+        while not self._stopping.is_set():
+            wait = pause
+            try:
+                if await work():
+                    continue
+            except (redis.exceptions.RedisError, OSError) as error:
+                self._counts["redis_errors"] += 1
+                log.warning("redis is away", error=type(error).__name__)
+                wait = _RETRY_SECONDS
+            except SQLAlchemyError as error:
+                self._counts["sql_errors"] += 1
+                log.error("the store refused", error=type(error).__name__)
+                wait = _RETRY_SECONDS
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), wait)
+
+    # --- drains -------------------------------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Everything that is in the streams now, into the ledger (tests; the loop does it by itself)."""
+        while await self._drain():
+            pass
+
+    async def _drain(self) -> bool:
+        events = await drains.read_events(self.redis, self._cursors)
+        hits = await drains.read_hits(self.redis, self._cursors)
+        if not events.last and not hits.last:
+            self._lag = 0.0
+            return False
+        for part in drains.portions(events.items, self._settings.drain_batch):
+            recorded = await self.store.write(functools.partial(self._book.record, items=part))
+            self._book.committed()
+            self._progress.add(recorded.terminal)
+            self._cursors.update((stream, identity) for stream, identity, _ in part)
+            self._counts["events"] += recorded.events
+            self._counts["events_folded"] += recorded.folded
+        if hits.items:
+            self._counts["hits"] += await self.store.write(lambda conn: self._book.record_hits(conn, hits.items))
+        last = events.last | hits.last
+        if poison := events.poison + hits.poison:
+            self._counts["poison"] += poison
+            await self.store.write(lambda conn: self._book.pass_over(conn, last))
+        self._cursors.update(last)
+        self._lag = max(
+            0.0, self._clock() / 1e6 - min(int(identity.partition("-")[0]) for identity in last.values()) / 1e3
+        )
+        await drains.trim(self.redis, last)
+        await self._finish()
+        return events.full or hits.full
+
+    async def _expanded_job(self, number: int, rows: int) -> None:
+        self._progress.submitted(number, rows)
+        await self._finish()
+
+    async def _finish(self) -> None:
+        for number in self._progress.complete():
+            state = await self.store.write(functools.partial(jobs.finish, number=number, now=self._clock()))
+            await chores.free_job(self.redis, number)
+            self._progress.forget(number)
+            self._counts["jobs_done"] += 1
+            log.info("job over", job=number, state=state)
+
+    # --- chores -------------------------------------------------------------------------------------------------
+
+    _mended = 0.0
+    _hourly = 0.0
+
+    async def _chores(self) -> bool:
+        now = time.monotonic()
+        await self._clearing.look(now)
+        if self.enforcement.behind or now - self._mended >= _MEND_SECONDS:
+            self._mended = now
+            await self.enforcement.mend()
+            for number in await self.store.write(lambda conn: jobs.overdue(conn, self._clock())):
+                await self.enforcement.show_job(number, "expired")
+        if now - self._hourly >= _HOURLY or self._hourly == 0.0:
+            self._hourly = now
+            await self.enforcement.apply(self._expire)
+            if ensure_week(self._settings.keys_dir, week_of(self._clock())):
+                self.keyring = Keyring.load(self._settings.keys_dir)
+                log.info("keys of a new week made", week=week_of(self._clock()))
+        return False
+
+    def _expire(self, conn: Connection, effects: Effects) -> int:
+        ended = suppression.expire(conn, self._clock())
+        effects.tags.update(ended)
+        return len(ended)
+
+    def statistics(self) -> dict[str, float | dict[str, float]]:
+        """Numbers for /metrics (policy.vitals.Statistics)."""
+        told: dict[str, float | dict[str, float]] = {
+            name: float(self._counts[name])
+            for name in ("events", "events_folded", "hits", "poison", "jobs_done", "redis_errors", "sql_errors")
+        }
+        told["transactions"] = float(self.store.transactions)
+        told["enforced"] = float(self.enforcement.enforced)
+        told["enforcement_failures"] = float(self.enforcement.failures)
+        told["redis_rebuilds"] = float(self.enforcement.rebuilds)
+        told["redis_behind"] = float(self.enforcement.behind)
+        told["drain_lag_seconds"] = self._lag
+        told["intake_clear_age_seconds"] = self._clearing.age(time.monotonic())
+        told["aof_rewrites"] = float(self._clearing.rewrites)
+        told["aof_rewrite_failures"] = float(self._clearing.failures)
+        told["connections"] = float(self._doorway.connections)
+        told["calls"] = {name: float(n) for name, n in self._doorway.calls.items()}
+        return told
+
+
+async def serve(settings: PolicySettings, stop: asyncio.Event) -> None:
+    """Run the writer until `stop` is set: what `sales-push run policy` does."""
+    keyring = Keyring.load(settings.keys_dir)
+    writer = Writer(settings, keyring)
+    await writer.start()
+    beat = asyncio.create_task(Vitals(settings.data_dir, "policy").beat(writer.statistics, time.time))
+    try:
+        await stop.wait()
+    finally:
+        beat.cancel()
+        await asyncio.gather(beat, return_exceptions=True)
+        await writer.stop()

@@ -1,0 +1,1 @@
+"""The ground floor's tests: real SQLite files, a real Valkey, no clock but an argument."""

@@ -1,0 +1,233 @@
+"""Links: the tokens in delivered mail, both ends in one room (design section 5; delivered mail cannot be changed).
+
+Law: a token opens only under the purpose it was made for, and anything else (flipped, cut, of another purpose, under
+a key we do not hold, any garbage at all) is None, never an exception. No token holds an address or anything that can
+be tested against one. Two recipients' tokens share no bits but version and key id: AES-SIV output looks random from
+its first bit to a reader without the key (RFC 5297).
+
+    open, click    version 1, key id 1, SIV 16, then job 5, mref 8, subject 8 enciphered    base64url, 52 characters
+    opt-out        version 1, key id 1, SIV 16, then list 4, partition 1, tag 12            base32 lower case, 56
+    view, notice   version 1, key id 1, SIV 16, then job 5                                  base64url, 31
+
+The version and key id are associated data, so they are under the tag too. Deterministic: the same recipient of the
+same job gets the same token on every attempt. The mode travels in the subject field: 0 is AGGREGATE, the top bit is
+DELIVERABILITY, else INDIVIDUAL (subject numbers have 63 bits). The link number stands outside the token ("/7").
+
+In AGGREGATE mode the mref is replaced by a one-way keyed nonce, so that a hit cannot be carried back to a row of the
+ledger by anyone who reads the store (tracking.md 3.1). Known limit: who holds the token key *and* the mref could
+recompute it; the nonce is derived, not random, so that a resent message is the same message.
+
+The opt-out token is base32 in lower case because it is also the local part "u+<token>" of the mailto form and some
+servers fold case on the way; it opens in either case. It needs no look-up and never expires.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Final, Literal
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+
+from policy.gate import Mode
+
+VERSION: Final = 1
+TAG_BYTES: Final = 12  # a suppression tag (policy.address.tag_of)
+
+Purpose = Literal["open", "click"]
+JobPurpose = Literal["view", "notice"]
+
+_HIT_CHARACTERS: Final = 52  # 39 bytes: no spare bits in base64
+_OPTOUT_CHARACTERS: Final = 56  # 35 bytes: no spare bits in base32
+_JOB_CHARACTERS: Final = 31  # 23 bytes: two spare bits, checked
+_DELIVERABILITY: Final = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class HitToken:
+    """What an open or click token says. AGGREGATE: mref is a nonce and subject 0."""
+
+    job: int
+    mref: int
+    subject: int
+    mode: Mode
+
+
+@dataclass(frozen=True, slots=True)
+class OptOut:
+    """Which list to leave, and the suppression tag with its partition: all that an opt-out needs, no look-up."""
+
+    list: int
+    partition: int
+    tag: bytes
+
+
+class _Ciphers:
+    """One master key's purpose-bound ciphers."""
+
+    __slots__ = ("click", "head", "nonce", "open", "optout", "view")
+
+    def __init__(self, key_id: int, master: bytes) -> None:
+        self.head = bytes((VERSION, key_id))
+        self.open = AESSIV(_derive(master, b"sp-open"))
+        self.click = AESSIV(_derive(master, b"sp-click"))
+        self.optout = AESSIV(_derive(master, b"sp-opt-out"))
+        self.view = AESSIV(_derive(master, b"sp-view"))
+        self.nonce = _derive(master, b"sp-aggregate")
+
+
+def _derive(master: bytes, purpose: bytes) -> bytes:
+    return blake2b(key=master, digest_size=64, person=purpose).digest()
+
+
+class Links:
+    """Makes tokens and URLs under the current key, opens those of every key given.
+
+    token_keys: key id (0..255) to master key (16..64 bytes); public_url: where the tracker is reached from outside.
+    Raises ValueError on a key id that is not in token_keys and on arguments outside their ranges (our own mistake).
+    """
+
+    def __init__(self, token_keys: Mapping[int, bytes], key_id: int, public_url: str) -> None:
+        for number, master in token_keys.items():
+            if not 0 <= number <= 255 or not 16 <= len(master) <= 64:
+                raise ValueError(f"token key {number}: id must be 0 to 255 and the key 16 to 64 bytes")
+        if key_id not in token_keys:
+            raise ValueError(f"token key {key_id} is the current one, but it is not among the keys given")
+        self._ciphers = {number: _Ciphers(number, master) for number, master in token_keys.items()}
+        self._current = self._ciphers[key_id]
+        self._aad = [self._current.head]
+        self.public_url = public_url.rstrip("/")
+        self._click = self.public_url + "/c/"
+        self._open = self.public_url + "/o/"
+
+    def __repr__(self) -> str:
+        return f"Links({self.public_url!r}, keys {sorted(self._ciphers)})"
+
+    # ---- made by the composer
+
+    def click_base(self, job: int, mref: int, subject: int, mode: Mode) -> str:
+        """ "https://host/c/<token>": the program appends "/" and the link number."""
+        current = self._current
+        sealed = current.click.encrypt(self._hit(job, mref, subject, mode), self._aad)
+        return self._click + base64.urlsafe_b64encode(current.head + sealed).decode("ascii")
+
+    def pixel_url(self, job: int, mref: int, subject: int, mode: Mode) -> str:
+        current = self._current
+        sealed = current.open.encrypt(self._hit(job, mref, subject, mode), self._aad)
+        return self._open + base64.urlsafe_b64encode(current.head + sealed).decode("ascii") + ".gif"
+
+    def optout_token(self, list_number: int, partition: int, tag: bytes) -> str:
+        if len(tag) != TAG_BYTES:
+            raise ValueError("a suppression tag has 12 bytes")
+        plain = list_number.to_bytes(4, "big") + partition.to_bytes(1, "big") + tag
+        sealed = self._current.optout.encrypt(plain, self._aad)
+        return base64.b32encode(self._current.head + sealed).decode("ascii").lower()
+
+    def optout_url(self, list_number: int, partition: int, tag: bytes) -> str:
+        return f"{self.public_url}/u/{self.optout_token(list_number, partition, tag)}"
+
+    def preferences_url(self, list_number: int, partition: int, tag: bytes) -> str:
+        return f"{self.public_url}/p/{self.optout_token(list_number, partition, tag)}"
+
+    def optout_mailto(self, list_number: int, partition: int, tag: bytes, domain: str) -> str:
+        """ "u+<token>@domain", 58 octets before the at sign (64 are allowed, RFC 5321 4.5.3.1.1)."""
+        return f"u+{self.optout_token(list_number, partition, tag)}@{domain}"
+
+    def view_url(self, job: int) -> str:
+        return f"{self.public_url}/v/{self.job_token(job)}"
+
+    def notice_url(self, job: int) -> str:
+        return f"{self.public_url}/n/{self.job_token(job)}"
+
+    def job_token(self, job: int) -> str:
+        """Names a job to its public pages (web view, notice); the same for all its recipients."""
+        sealed = self._current.view.encrypt(job.to_bytes(5, "big"), self._aad)
+        return base64.urlsafe_b64encode(self._current.head + sealed).rstrip(b"=").decode("ascii")
+
+    def _hit(self, job: int, mref: int, subject: int, mode: Mode) -> bytes:
+        if mode is Mode.AGGREGATE:
+            message = job.to_bytes(5, "big") + mref.to_bytes(8, "big", signed=True)
+            return message[:5] + blake2b(message, key=self._current.nonce, digest_size=8).digest() + bytes(8)
+        if not 0 < subject < _DELIVERABILITY:
+            raise ValueError("a subject number has 63 bits and is not 0")
+        if mode is Mode.DELIVERABILITY:
+            subject |= _DELIVERABILITY
+        elif mode is not Mode.INDIVIDUAL:
+            raise ValueError("no token without tracking: the mode is OFF")
+        return job.to_bytes(5, "big") + mref.to_bytes(8, "big", signed=True) + subject.to_bytes(8, "big")
+
+    # ---- opened by the tracker
+
+    def open_hit(self, purpose: Purpose, token: str) -> HitToken | None:
+        """The token of a pixel (without ".gif") or a click (without the link number)."""
+        raw = _base64(token, _HIT_CHARACTERS)
+        ciphers = self._of(raw)
+        if raw is None or ciphers is None:
+            return None
+        plain = _decrypt(ciphers.open if purpose == "open" else ciphers.click, raw)
+        if plain is None:
+            return None
+        job = int.from_bytes(plain[:5], "big")
+        mref = int.from_bytes(plain[5:13], "big", signed=True)
+        subject = int.from_bytes(plain[13:], "big")
+        if subject == 0:
+            return HitToken(job, mref, 0, Mode.AGGREGATE)
+        if subject & _DELIVERABILITY:
+            return HitToken(job, mref, subject ^ _DELIVERABILITY, Mode.DELIVERABILITY)
+        return HitToken(job, mref, subject, Mode.INDIVIDUAL)
+
+    def open_optout(self, token: str) -> OptOut | None:
+        """The token of an opt-out or preferences URL, or of the mailto form (without "u+"), in either case."""
+        if len(token) != _OPTOUT_CHARACTERS or not token.isascii():
+            return None
+        try:
+            raw = base64.b32decode(token.upper())
+        except binascii.Error:
+            return None
+        ciphers = self._of(raw)
+        if ciphers is None:
+            return None
+        plain = _decrypt(ciphers.optout, raw)
+        if plain is None:
+            return None
+        return OptOut(int.from_bytes(plain[:4], "big"), plain[4], plain[5:])
+
+    def open_job(self, purpose: JobPurpose, token: str) -> int | None:
+        """The job of a view or notice URL. Both pages show the same public things, so both purposes share a key."""
+        if purpose not in ("view", "notice"):
+            return None
+        raw = _base64(token, _JOB_CHARACTERS)
+        ciphers = self._of(raw)
+        if raw is None or ciphers is None:
+            return None
+        plain = _decrypt(ciphers.view, raw)
+        return None if plain is None else int.from_bytes(plain, "big")
+
+    def _of(self, raw: bytes | None) -> _Ciphers | None:
+        if raw is None or raw[0] != VERSION:
+            return None
+        return self._ciphers.get(raw[1])
+
+
+_BASE64URL: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
+def _base64(token: str, characters: int) -> bytes | None:
+    """Strict base64url of exactly so many characters: one spelling per token (the library drops what it dislikes)."""
+    if len(token) != characters or not _BASE64URL.issuperset(token):
+        return None
+    raw = base64.urlsafe_b64decode(token + "=" * (-characters % 4))
+    if characters % 4 and base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii") != token:
+        return None
+    return raw
+
+
+def _decrypt(cipher: AESSIV, raw: bytes) -> bytes | None:
+    try:
+        return cipher.decrypt(raw[2:], [raw[:2]])
+    except InvalidTag:
+        return None
