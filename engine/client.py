@@ -2,7 +2,7 @@
 
 Promise: when `submit` returned, the job is in Redis (T0: with ``appendfsync always``, on its disk); submitting the same
 job again with the same `job_id` is safe for 90 days. Nothing is sent in clear while the service's public key is known:
-it is given as `intake_key`, else read from the store, where the service publishes it (field ``intake`` of the meta hash).
+given as `intake_key`, else read from the store, where the service publishes it (field ``intake`` of the meta key).
 
 The contract (docs/jobs.md): stream ``salespush:{in}:jobs``.
 1. the job: field ``job`` (JSON, UTF-8) or ``sealed``;
@@ -13,8 +13,8 @@ Sealing: one byte 1, an ephemeral X25519 public key (32), then nonce (12) and AE
 shared secret, salt = ephemeral key + service key, info = ``sales-push intake 1``; associated data is ``job`` or
 ``audience/<account>/<job id>/<n>``, so that a sealed chunk cannot be moved to another job.
 
-Known limits: a one-shot iterator of recipients is packed in memory first (compressed, about 25 bytes a row), because the
-job says how many entries follow; a list or any other iterable that can be read twice is not.
+Known limits: a one-shot iterator of recipients is packed in memory first (compressed, about 25 bytes a row),
+because the job says how many entries follow; a list or any other iterable that can be read twice is not.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SEAL_VERSION: Final = b"\x01"
 _SEAL_BYTES: Final = 1 + 32 + 12 + 16
 _INFO: Final = b"sales-push intake 1"
 
-Fields: TypeAlias = dict[str, str | bytes | int]
+Fields: TypeAlias = dict[Any, Any]  # a stream entry, in the words of redis-py
 Progress: TypeAlias = Callable[[int, int], None]
 
 
@@ -210,11 +210,11 @@ class Producer:
         Raises SubmitError for what is no job at all, redis.RedisError when the store did not take it: submit again.
         """
         if self._seal and self._public is None:
-            self._public = _published(self._redis.hget(keyspace.META, META_FIELD))  # type: ignore[arg-type]  # redis-py: sync and async share one annotation
+            self._public = _published(self._redis.hget(keyspace.META, META_FIELD))
         submission = Submission(job, recipients, self._public if self._seal else None)
         sent = 0
         for fields, rows in submission.entries():
-            self._redis.xadd(keyspace.INTAKE, fields)  # type: ignore[arg-type]  # redis-py's dict is invariant
+            self._redis.xadd(keyspace.INTAKE, fields)
             sent += rows
             if progress is not None:
                 progress(sent, submission.total)
@@ -223,7 +223,7 @@ class Producer:
 
     def waiting(self) -> int:
         """Entries of all producers that are not yet expanded: 0 means that everything handed in was taken."""
-        return int(self._redis.xlen(keyspace.INTAKE))  # type: ignore[arg-type]  # as above
+        return int(self._redis.xlen(keyspace.INTAKE))
 
 
 class AsyncProducer:
@@ -254,11 +254,11 @@ class AsyncProducer:
     ) -> str:
         """As Producer.submit. Cut off in the middle (cancelled, connection lost), submit the same job again."""
         if self._seal and self._public is None:
-            self._public = _published(await self._redis.hget(keyspace.META, META_FIELD))  # type: ignore[misc]  # as above
+            self._public = _published(await self._redis.hget(keyspace.META, META_FIELD))
         submission = Submission(job, recipients, self._public if self._seal else None)
         sent = 0
         for fields, rows in submission.entries():
-            await self._redis.xadd(keyspace.INTAKE, fields)  # type: ignore[arg-type]  # as above
+            await self._redis.xadd(keyspace.INTAKE, fields)
             sent += rows
             if progress is not None:
                 progress(sent, submission.total)

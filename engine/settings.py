@@ -96,6 +96,31 @@ class SiteLimits(_Table):
     with a 421 that costs pace."""
 
 
+class Pace(_Table):
+    """How concurrency at a site eases down and climbs back (decision 11), inside the limits above."""
+
+    start: float = Field(default=2.0, ge=1.0, le=1000.0)
+    """Connections to a site at first. Two show within a second whether more are welcome; warm-up begins here too."""
+    calm: float = Field(default=5.0, ge=0.0, le=3600.0)
+    """Seconds after a step down in which further bad replies count as the same trouble. They answer what was sent
+    before the step, so stepping down for each of them would stop a site for one 421."""
+    dead_after: int = Field(default=5, ge=1, le=1000)
+    """Failed connections in a row after which a site is left alone. One refused connection is an accident, five are
+    a server that is down."""
+    back_off: float = Field(default=60.0, gt=0.0, le=86_400.0)
+    """Seconds a dead site is left alone at first; doubles each time."""
+    back_off_cap: float = Field(default=3600.0, gt=0.0, le=86_400.0)
+    """Longest such pause in seconds. An hour: servers come back without telling anybody."""
+    block_back_off: float = Field(default=900.0, gt=0.0, le=86_400.0)
+    """Seconds a site is left alone when it says that it blocks us. Going on makes a block longer."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Pace:
+        if self.back_off_cap < self.back_off:
+            raise ValueError("back_off_cap is below back_off: the longest pause would be shorter than the first")
+        return self
+
+
 class Retry(_Table):
     """When a deferred recipient is tried again (RFC 5321 4.5.4.1)."""
 
@@ -292,6 +317,8 @@ class EngineSettings(_Described, BaseSettings):
     """Limits for every site."""
     shaping: Annotated[dict[str, SiteLimits], AfterValidator(_patterns)] = Field(default_factory=dict)
     """Limits by MX host pattern: ["*.example.net"]. The longest pattern wins and replaces [engine.limits] whole."""
+    pace: Pace = Field(default_factory=Pace)
+    """How concurrency at a site eases down and climbs back."""
     retry: Retry = Field(default_factory=Retry)
     """When deferred recipients are tried again."""
     expiry: Expiry = Field(default_factory=Expiry)

@@ -9,8 +9,8 @@ Laws, each with its test in tests/journeys/test_supervisor.py:
 
 Path: 1. lock ``data_dir/run/up.lock`` (pid inside); 2. embedded Valkey unless ``redis_url`` is set, wait until it
 answers; 3. the policy process, wait until its socket answers; 4. engine workers, tracker, ops; 5. watch; 6. on SIGTERM
-or SIGINT: SIGTERM to engine and tracker, then to policy and ops (their events are in the ledger by then), each with
-what is left of ``drain_seconds``, then SIGKILL; 7. the server, in order; 8. unlock. A second signal hurries: what
+or SIGINT: SIGTERM to engine and tracker, SIGKILL after ``drain_seconds``; then the same to policy and ops, which get
+what is left of it and at least `RECORD_SECONDS`; 7. the server, in order; 8. unlock. A second signal hurries: what
 still runs gets ``hurry_seconds``.
 
 Exit codes: 0 ended in order; 1 could not start, or something had to be killed; 2 the configuration is refused (a
@@ -43,6 +43,7 @@ from policy.vitals import Number, Vitals, run_dir
 PARENT_VARIABLE = "SALES_PUSH_PARENT"  # pid of the supervisor, for `die_with_parent` in the child
 EXIT_CONFIG = 2
 SOCKET_SECONDS = 60.0  # the first start migrates the database; after that the others may as well start and wait
+RECORD_SECONDS = 15.0  # the writer folds what the engine settled last; killed, it would do so at the next start
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _POLL_SECONDS = 0.2
 
@@ -75,14 +76,17 @@ def program() -> list[str]:
     return [sys.executable, script] if script else [sys.executable, "-c", "from engine.cli import main; main()"]
 
 
-def roles_of(workers: int) -> list[Role]:
+def roles_of(engines: int, trackers: int = 1) -> list[Role]:
     """The roles of one host in the order they start; policy first, because the others read what it prepares."""
     run = [*program(), "run"]
-    engines = [Role(f"engine-{n}", (*run, "engine", "--index", str(n)), Phase.WORK) for n in range(workers)]
+
+    def several(name: str, count: int) -> list[Role]:
+        return [Role(f"{name}-{n}", (*run, name, "--index", str(n)), Phase.WORK) for n in range(count)]
+
     return [
         Role("policy", (*run, "policy"), Phase.RECORD),
-        *engines,
-        Role("tracker", (*run, "tracker"), Phase.WORK),
+        *several("engine", engines),
+        *several("tracker", trackers),
         Role("ops", (*run, "ops"), Phase.RECORD),
     ]
 
@@ -251,13 +255,17 @@ class Supervisor:
         return {"up": up, "restarts_total": restarts, "draining": int(self._ending.is_set())}
 
     def status(self) -> str:
-        """One line: every part and its state, workers as running/wanted."""
+        """One line: every part and its state, those of which there may be several as running/wanted."""
         parts = [] if self.server is None else [f"valkey {self._server_state}"]
-        engines = [child for child in self.children if child.role.name.startswith("engine-")]
-        parts += [f"{child.role.name} {child.state}" for child in self.children if child not in engines]
-        if engines:
-            running = sum(child.state == "running" for child in engines)
-            parts.append(f"engine {running}/{len(engines)}")
+        several: dict[str, list[Child]] = {}
+        for child in self.children:
+            name, dash, _ = child.role.name.partition("-")
+            if dash:
+                several.setdefault(name, []).append(child)
+            else:
+                parts.append(f"{name} {child.state}")
+        for name, same in several.items():
+            parts.append(f"{name} {sum(child.state == 'running' for child in same)}/{len(same)}")
         return f"{'draining' if self._ending.is_set() else 'up'}: {' · '.join(parts)}"
 
     def _say(self) -> None:
@@ -321,6 +329,8 @@ class Supervisor:
             self._say()
             deadline = time.monotonic() + self.settings.drain_seconds
             for phase in Phase:
+                if phase is Phase.RECORD:
+                    deadline = max(deadline, time.monotonic() + RECORD_SECONDS)
                 await self._drain({c: t for c, t in tasks.items() if c.role.phase is phase}, deadline)
         finally:
             for watcher in watchers:

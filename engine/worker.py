@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import platform
@@ -20,12 +21,14 @@ import secrets
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
 from engine.campaign.intake import Intake
+from engine.campaign.intake import Limits as IntakeLimits
 from engine.delivery import pool
-from engine.delivery.campaigns import Campaigns
+from engine.delivery.campaigns import Campaigns, load_signers
 from engine.delivery.courier import Courier
 from engine.delivery.desk import jitter
 from engine.delivery.replay import replay
@@ -34,7 +37,7 @@ from engine.queue import pace, schedule
 from engine.queue.journal import Journal, JournalBroken, boot_id
 from engine.queue.lanes import Lanes
 from engine.queue.permits import Permits
-from engine.settings import EngineSettings, SiteLimits
+from engine.settings import EngineSettings, SiteLimits, dkim_files
 from engine.smtp.words import PATIENCE, Step
 from policy import logs, valkey
 from policy.keys import Keyring
@@ -100,13 +103,13 @@ def limits_of(settings: EngineSettings, site: Site) -> tuple[pool.Limits, pace.P
         back_off_cap=settings.pace.back_off_cap,
         block_back_off=settings.pace.block_back_off,
     )
-    limits = pool.Limits(
+    allowed = pool.Limits(
         connections=chosen.connections,
         rate=chosen.rate,
         burst=chosen.burst,
         messages_per_connection=chosen.messages_per_connection,
     )
-    return limits, profile
+    return allowed, profile
 
 
 def _matches(pattern: str, host: str) -> bool:
@@ -134,8 +137,9 @@ async def _work(index: int, policy: PolicySettings, settings: EngineSettings) ->
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     keys = Keys(policy.keys_dir)
-    redis = valkey.connect(policy.redis_address)
-    reader = Reader(open_store(policy.sql_address, writer=False))
+    redis = valkey.connect(policy.redis_address())
+    store = open_store(policy.sql_address(), writer=False)
+    reader = Reader(store)
     writer = WriterClient(policy.writer_socket)
     # The holder names host, worker and journal (decision 6); the random part tells this life from the last one.
     holder = f"{platform.node() or 'host'}:{index}:{os.getpid()}-{secrets.token_hex(4)}"
@@ -143,7 +147,8 @@ async def _work(index: int, policy: PolicySettings, settings: EngineSettings) ->
     folder = policy.data_dir / "journal" / str(index)
     try:
         await valkey.check_server(redis)
-        campaigns = Campaigns(reader, keys, settings, policy)
+        signers = await asyncio.to_thread(load_signers, dkim_files(settings, policy.keys_dir))
+        campaigns = Campaigns(reader, keys, signers, public_url=policy.public_url, bounce_domain=policy.bounce_domain)
         journal = Journal.open(folder, holder, boot_id())
         try:
             for left in _left_behind(policy.data_dir / "journal", index, settings.worker_count):
@@ -170,14 +175,24 @@ async def _work(index: int, policy: PolicySettings, settings: EngineSettings) ->
                 limits=lambda site: limits_of(settings, site),
                 retry=retry_plan(settings),
                 hello=settings.ehlo_name,
-                patience={step: seconds * settings.patience for step, seconds in PATIENCE.items() if step is not Step.IDLE},
+                patience={
+                    step: seconds * settings.patience for step, seconds in PATIENCE.items() if step is not Step.IDLE
+                },
                 lease_seconds=settings.lease_seconds,
                 lease_slices=settings.batch.lease_slices,
                 disk_floor=settings.min_free_bytes,
                 settle_seconds=min(0.2, settings.batch.settle_seconds),
             )
             intake = Intake(
-                redis=redis, lanes=lanes, writer=writer, keyring=keys, settings=settings, policy=policy, consumer=holder
+                redis=redis,
+                lanes=lanes,
+                writer=writer,
+                engine=store,
+                keyring=keys,
+                signing_domains=lambda: signers.keys(),
+                consumer=holder,
+                life={"campaign": settings.expiry.campaign, "transactional": settings.expiry.transactional},
+                limits=IntakeLimits(claim=settings.intake.claim, deliveries=settings.intake.deliveries),
             )
             return await _both(courier, intake, keys, stopped, hurry, settings, policy, index)
         finally:
@@ -209,7 +224,7 @@ async def _both(
     vitals = Vitals(policy.data_dir, "engine", index)
 
     def statistics() -> dict[str, int | float | dict[str, int | float]]:
-        return {**courier.statistics(), **{f"intake_{k}": v for k, v in intake.statistics().items()}}
+        return {**courier.statistics(), **{f"intake_{k}": v for k, v in dataclasses.asdict(intake.counts).items()}}
 
     side = [
         asyncio.create_task(keys.follow(), name="keys"),
@@ -217,7 +232,7 @@ async def _both(
     ]
     work = [
         asyncio.create_task(courier.run(), name="courier"),
-        asyncio.create_task(intake.run(), name="intake"),
+        asyncio.create_task(intake.run(stopped), name="intake"),
     ]
     stopping = asyncio.create_task(stopped.wait(), name="stop")
     code = 0
@@ -228,9 +243,8 @@ async def _both(
             code = 1
     if not stopped.is_set() and code == 0:
         code = 1  # a loop that ends by itself has failed too
-    work[1].cancel()
-    with contextlib.suppress(asyncio.CancelledError, Exception):
-        await work[1]
+    stopped.set()
+    await asyncio.wait([work[1]], timeout=5.0)  # intake finishes the chunk it has begun; cut short, it is done again
     courier.stop()
     drain = asyncio.create_task(courier.drain(settings.supervisor.drain_seconds * 0.8), name="drain")
     hurried = asyncio.create_task(hurry.wait(), name="hurry")
@@ -238,7 +252,8 @@ async def _both(
     if not drain.done():
         courier.abort()
         await asyncio.wait([drain], timeout=settings.supervisor.hurry_seconds)
-    for task in (drain, hurried, stopping, *work, *side):
-        task.cancel()
-    await asyncio.gather(drain, hurried, stopping, *work, *side, return_exceptions=True)
+    tasks: list[asyncio.Task[Any]] = [drain, hurried, stopping, *work, *side]
+    for each in tasks:
+        each.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     return code

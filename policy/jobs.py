@@ -174,9 +174,16 @@ def finish(conn: Connection, number: int, now: int) -> str:
     return "done"
 
 
-def overdue(conn: Connection, now: int) -> list[int]:
-    """End jobs whose chunks did not all come before expires_at (section 5); their numbers. What is in the lanes
-    expires there; rows submitted are those whose chunk is known."""
+def lately_over(conn: Connection) -> list[int]:
+    """The hundred jobs that ended last."""
+    ended = select(job.c.number).where(job.c.done_at.is_not(None)).order_by(job.c.done_at.desc()).limit(100)
+    return list(conn.scalars(ended))
+
+
+def overdue(conn: Connection, now: int) -> list[tuple[int, int]]:
+    """End jobs whose chunks did not all come before expires_at (section 5); (number, rows submitted) of each. What is
+    in the lanes expires there; rows submitted are those whose chunk is known."""
+    ended: list[tuple[int, int]] = []
     late = conn.scalars(
         select(job.c.number).where(
             job.c.state.in_(("accepted", "expanding")), job.c.rows_submitted.is_(None), job.c.expires_at <= now
@@ -189,7 +196,8 @@ def overdue(conn: Connection, now: int) -> list[int]:
             .where(job.c.number == number)
             .values(state="expired", reason="not all chunks came in time", rows_submitted=int(rows))
         )
-    return list(late)
+        ended.append((number, int(rows)))
+    return ended
 
 
 def _row(conn: Connection, number: int) -> Row[tuple[object, ...]]:

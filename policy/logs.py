@@ -23,10 +23,11 @@ from typing import Any, TextIO
 import structlog
 
 BLANK = "<address>"
-# wide on purpose: anything @ anything, also percent- or QP-encoded, also in full-width. One class on each side and no
-# nesting, so the time is linear in the length
+# wide on purpose: anything @ anything, also quoted, percent-, QP- or entity-encoded, also in full-width; no nesting, so
+# the time is bounded by 256 steps a character
 _LOOKS_LIKE = re.compile(
-    r"[^\s@<>\"'(),:;=\[\]{}]{1,256}(?:@|%40|=40|＠|&#64;)[^\s@<>\"'(),;=\[\]{}]{1,256}", re.IGNORECASE
+    r"""(?:"[^"\n]{0,128}"|[^\s@<>]{1,256})(?:@|%40|=40|＠|&\#64;)(?:\[[^\]\n]{0,64}\]|[^\s@<>"'(),;\[\]{}]{1,256})""",
+    re.IGNORECASE,
 )
 _TEXT_LIMIT = 8192  # a line longer than this is a mistake; logs are not a place for payloads
 _DEPTH = 6
@@ -80,6 +81,7 @@ def configure(role: str, json: bool = True, level: str = "info", stream: TextIO 
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         name_role,
         structlog.processors.format_exc_info,

@@ -1,7 +1,7 @@
 """The story of one person, told from what is kept without naming anybody: why (not), when, with what reply.
 
-There is no index of persons. For each job still kept its key is opened, the reference that address would have had (mref,
-design section 5) is made, and that one row is asked for. No key, no answer: destroying a job's key ends it.
+There is no index of persons. For each job still kept its key is opened, the reference that address would have had
+(mref, design section 5) is made, and that one row is asked for. No key, no answer: destroying a job's key ends it.
 Suppressions are asked by keyed tag, of the address and of its domain.
 
 Known limits: about 30 µs a job kept (3 s for 100,000 jobs). Duplicates of a row stand in its history with an attempt
@@ -181,7 +181,7 @@ def _story(conn: Connection, keyring: Keyring, number: int, name: str, job_id: s
         domain=row.domain_name or "",
         code=row.code,
         enhanced=row.enhanced,
-        attempts=row.attempts,
+        attempts=max(row.attempts, 0),  # below zero: a place in the audience (policy.drains), nothing was attempted
         tls=row.tls,
         reply=_note(keyring, row.note),
         history=steps,

@@ -30,6 +30,8 @@ from typing import Any, Final
 
 import redis.asyncio
 import redis.exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
 
 from policy import keyspace
 from policy.settings import SOCKET_PATH_LIMIT
@@ -55,6 +57,8 @@ def connect(url: str, **options: Any) -> Client:
     options.setdefault("socket_timeout", 30.0)
     options.setdefault("socket_connect_timeout", 5.0)
     options.setdefault("max_connections", 64)
+    # redis-py's own default waits seconds between tries; an opt-out wants its 503 sooner than that, loops retry anyway
+    options.setdefault("retry", Retry(ExponentialBackoff(cap=0.2, base=0.02), 2))
     return Client.from_url(url, **options)
 
 

@@ -34,7 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from policy import chores, drains, jobs, suppression
 from policy.doorway import Doorway, handlers
-from policy.enforcement import Effects, Enforcement
+from policy.enforcement import Effects, Enforcement, RedisBehind
 from policy.instants import week_of
 from policy.keys import Keyring, ensure_week
 from policy.operations import Operations
@@ -70,8 +70,10 @@ class Writer:
         self._lock: int | None = None
         self._loops: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
+        self._draining = asyncio.Lock()
         self._progress = drains.Progress()
         self._cursors: dict[str, str] = {}
+        self._over: set[int] = set()
         self._counts: defaultdict[str, int] = defaultdict(int)
         self._lag = 0.0
         self.redis: Client
@@ -101,6 +103,7 @@ class Writer:
             self._book = drains.EventBook(engine.dialect.name, self.keyring.service)
             self._cursors = await self.store.write(drains.load_cursors)
             await self.store.write(self._progress.load)
+            self._over = set(await self.store.write(jobs.lately_over))  # their keys may still be there: a crash between
             self.enforcement = Enforcement(
                 self.store, self.redis, self._clock, lambda: open_store(settings.sql_address(), writer=False)
             )
@@ -114,7 +117,8 @@ class Writer:
                 expanded_job=self._expanded_job,
                 statistics=self.statistics,
             )
-            self._doorway = Doorway(settings.writer_socket, handlers(operations))
+            self.operations = handlers(operations)
+            self._doorway = Doorway(settings.writer_socket, self.operations)
             await self._doorway.open()
             undo.pop_all()
         self._loops = [
@@ -154,13 +158,17 @@ class Writer:
             try:
                 if await work():
                     continue
-            except (redis.exceptions.RedisError, OSError) as error:
+            except (redis.exceptions.RedisError, OSError, RedisBehind) as error:
                 self._counts["redis_errors"] += 1
                 log.warning("redis is away", error=type(error).__name__)
                 wait = _RETRY_SECONDS
             except SQLAlchemyError as error:
                 self._counts["sql_errors"] += 1
                 log.error("the store refused", error=type(error).__name__)
+                wait = _RETRY_SECONDS
+            except Exception:  # a mistake of ours must not end the drains: it is seen in the log and the metric
+                self._counts["loop_errors"] += 1
+                log.exception("a loop of the writer failed, it goes on")
                 wait = _RETRY_SECONDS
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), wait)
@@ -173,6 +181,10 @@ class Writer:
             pass
 
     async def _drain(self) -> bool:
+        async with self._draining:
+            return await self._drain_once()
+
+    async def _drain_once(self) -> bool:
         events = await drains.read_events(self.redis, self._cursors)
         hits = await drains.read_hits(self.redis, self._cursors)
         if not events.last and not hits.last:
@@ -206,10 +218,13 @@ class Writer:
     async def _finish(self) -> None:
         for number in self._progress.complete():
             state = await self.store.write(functools.partial(jobs.finish, number=number, now=self._clock()))
+            if self._progress.forget(number):  # False: a call and a drain saw it at once
+                self._over.add(number)
+                self._counts["jobs_done"] += 1
+                log.info("job over", job=number, state=state)
+        for number in list(self._over):
             await chores.free_job(self.redis, number)
-            self._progress.forget(number)
-            self._counts["jobs_done"] += 1
-            log.info("job over", job=number, state=state)
+            self._over.discard(number)
 
     # --- chores -------------------------------------------------------------------------------------------------
 
@@ -219,11 +234,13 @@ class Writer:
     async def _chores(self) -> bool:
         now = time.monotonic()
         await self._clearing.look(now)
+        await self._finish()
         if self.enforcement.behind or now - self._mended >= _MEND_SECONDS:
             self._mended = now
             await self.enforcement.mend()
-            for number in await self.store.write(lambda conn: jobs.overdue(conn, self._clock())):
-                await self.enforcement.show_job(number, "expired")
+        for number, rows in await self.store.write(lambda conn: jobs.overdue(conn, self._clock())):
+            await self.enforcement.show_job(number, "expired")
+            await self._expanded_job(number, rows)
         if now - self._hourly >= _HOURLY or self._hourly == 0.0:
             self._hourly = now
             await self.enforcement.apply(self._expire)
@@ -241,7 +258,16 @@ class Writer:
         """Numbers for /metrics (policy.vitals.Statistics)."""
         told: dict[str, float | dict[str, float]] = {
             name: float(self._counts[name])
-            for name in ("events", "events_folded", "hits", "poison", "jobs_done", "redis_errors", "sql_errors")
+            for name in (
+                "events",
+                "events_folded",
+                "hits",
+                "poison",
+                "jobs_done",
+                "redis_errors",
+                "sql_errors",
+                "loop_errors",
+            )
         }
         told["transactions"] = float(self.store.transactions)
         told["enforced"] = float(self.enforcement.enforced)

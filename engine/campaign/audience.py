@@ -176,7 +176,9 @@ def _columns(names: list[str]) -> tuple[list[tuple[str, ...]], list[Problem]]:
             column = tuple(parts)
             if len(parts) != 3 or parts[1] not in _PURPOSES or parts[2] not in _EVIDENCE:
                 problems.append(
-                    Problem(place, "is no evidence of consent", "consent.mail_marketing.time, .source, .wording, .basis")
+                    Problem(
+                        place, "is no evidence of consent", "consent.mail_marketing.time, .source, .wording, .basis"
+                    )
                 )
         else:
             column = ("fields", name)

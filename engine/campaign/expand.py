@@ -30,7 +30,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
@@ -41,7 +41,7 @@ from engine.queue.slices import FLAG_PRIORITY, FLAG_RESEND, Contents, Row, build
 from policy import keyspace
 from policy.address import AddressError, domain_tag, mref_of, normalise, parse, tag_of
 from policy.events import Batch, Event, Kind, Reason, encode_batch
-from policy.gate import Mode, Permit, decide_entry, strictest
+from policy.gate import Mode, Permit, decide_entry
 from policy.instants import SECOND_US, parse_rfc3339
 from policy.keys import Keyring
 from policy.wire import ConsentRow, Resolved
@@ -179,10 +179,9 @@ def prepare(
         columns = tuple([name for name in ordered if name in fields])
         person = Person(
             mailbox.local, domain, mailbox.wire, mref_of(job_key, spelled), tag_of(pepper, spelled), partition,
-            columns, [fields[name] for name in columns],
-            ({**default, **row.consent} if row.consent else default) if default else row.consent, first + index,
+            columns, [fields[name] for name in columns], _evidence(default, row), first + index,
         )  # fmt: skip
-        if not terms.required <= fields.keys() or (terms.one_line and _breaks_a_header(terms.one_line, fields)):
+        if any(fields.get(name) is None for name in terms.required) or _breaks_a_header(terms.one_line, fields):
             prepared.refuse(person, Kind.REFUSED, Reason.INVALID)
             continue
         if terms.fate is not None:
@@ -192,6 +191,12 @@ def prepare(
     if invalid:
         prepared.events[INVALID_PARTITION, ""] = invalid
     return prepared
+
+
+def _evidence(default: Mapping[str, Evidence], row: Recipient) -> Mapping[str, Evidence]:
+    """The job's word for everybody, the row's own over it."""
+    own = cast(Mapping[str, Evidence], row.consent)
+    return {**default, **own} if default and own else own or default
 
 
 def _invalid(job_key: bytes, chunk: int, index: int, now_us: int) -> Event:
@@ -237,9 +242,9 @@ def decide(
                 prepared.refuse(person, Kind.REFUSED, verdict.reason)
                 continue
             if terms.opens and _agreed(person, "open_tracking", standing, now_us):
-                person.opens = int(strictest(terms.opens, Mode.INDIVIDUAL))
+                person.opens = int(terms.opens)
             if terms.clicks and _agreed(person, "click_tracking", standing, now_us):
-                person.clicks = int(strictest(terms.clicks, Mode.INDIVIDUAL))
+                person.clicks = int(terms.clicks)
             permitted.append(person)
         people.clear()
     for person in permitted:
@@ -286,21 +291,21 @@ def shares(terms: Terms, keyring: Keyring, prepared: Prepared) -> list[PutReques
 
 
 def _slices(terms: Terms, keyring: Keyring, people: Sequence[Person]) -> list[tuple[int, bytes]]:
-    groups: dict[tuple[str, tuple[str, ...]], list[Person]] = defaultdict(list)
+    groups: dict[tuple[str, tuple[str, ...], int], list[Person]] = defaultdict(list)
+    rate = terms.rate
     for person in people:
-        groups[person.domain, person.columns].append(person)
+        # a slice is due as a whole, so with a rate it holds people of one second only
+        groups[person.domain, person.columns, int(person.place / rate) if rate else 0].append(person)
     key_id = keyring.queue_id
     key = keyring.queue[key_id]
     flags = (FLAG_PRIORITY if terms.priority else 0) | (FLAG_RESEND if terms.resend else 0)
     made: list[tuple[int, bytes]] = []
-    for (domain, columns), members in groups.items():
+    for (domain, columns, _), members in groups.items():
         partition, _, lane = _domain(domain, keyring.pepper, keyring.lane)
         rows = [Row(p.local, p.subject, p.pseudonym, p.opens, p.clicks, p.values) for p in members]
         for start, end in cut_rows(rows):
             contents = Contents(domain, list(columns), rows[start:end])
-            data = build(
-                key, key_id, terms.job, partition, lane, contents, expires_at=terms.expires_at, flags=flags
-            )
+            data = build(key, key_id, terms.job, partition, lane, contents, expires_at=terms.expires_at, flags=flags)
             made.append((_due(terms, members[start]), data))
     return made
 

@@ -26,13 +26,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import structlog
@@ -48,11 +47,11 @@ from engine.campaign.validation import Reading, read, read_row
 from engine.queue.lanes import Lanes, PutRequest
 from policy import keyspace
 from policy.events import Kind
-from policy.instants import HOUR_US, SECOND_US, week_of
+from policy.instants import HOUR_US, week_of
 from policy.keys import Keyring, SealError, open_sealed, seal
 from policy.ledger import JobPayload, Reader
 from policy.valkey import Client
-from policy.wire import Accepted, Resolved, WireError, WriterClient, WriterUnavailable, job_aad
+from policy.wire import Accepted, Resolved, WireError, WriterClient, WriterUnavailable
 
 log = structlog.get_logger()
 
@@ -123,12 +122,14 @@ class _Parked:
 @dataclass(frozen=True, slots=True)
 class Limits:
     """claim: entries read at a time; together: chunks under way at a time (the vault and Redis work meanwhile);
-    deliveries: before an entry is dead; claim_idle: seconds after which a silent worker's entries are taken over."""
+    deliveries: before an entry is dead; claim_idle: seconds after which a silent worker's entries are taken over;
+    message_bytes: the largest message, encoded."""
 
     claim: int = 8
     together: int = 3
     deliveries: int = 5
     claim_idle: float = 60.0
+    message_bytes: int = acceptance.MOST_MESSAGE_BYTES
 
 
 @dataclass(slots=True)
@@ -202,7 +203,11 @@ class Intake:
         await self._release_held()
         if not entries:
             return 0
-        return sum(await asyncio.gather(*[self._handle(entry) for entry in entries]))
+        # jobs first: the audience that was read with its job need not wait for it
+        jobs = [entry for entry in entries if b"audience" not in entry.fields]
+        rest = [entry for entry in entries if b"audience" in entry.fields]
+        ended = await asyncio.gather(*[self._handle(entry) for entry in jobs])
+        return sum(ended) + sum(await asyncio.gather(*[self._handle(entry) for entry in rest]))
 
     def _patience(self, block: float) -> float:
         if not self._parked:
@@ -249,7 +254,7 @@ class Intake:
         for name in names:
             found = await self.redis.xrange(keyspace.INTAKE, min=name, max=name)
             if found:
-                entries.append(Entry(name, found[0][1]))
+                entries.append(Entry(name, cast(dict[bytes, bytes], found[0][1])))
             else:
                 del self._parked[name]
         return entries
@@ -373,7 +378,7 @@ class Intake:
         now = self.clock()
         reading = read(payload, now)
         account = await self._read(lambda _: self._reader.account(reading.account)) if reading.account else None
-        review = acceptance.review(reading, account, self.signing_domains())
+        review = acceptance.review(reading, account, self.signing_domains(), most_bytes=self.limits.message_bytes)
         if review.problems:
             raise Refused(*review.problems, reading=reading)
         job = reading.job
@@ -387,7 +392,9 @@ class Intake:
             case "same":
                 pass
             case "conflict":
-                raise Refused(Problem("$.job_id", "is taken by a job with other contents", "choose a new one"), reading=reading)
+                raise Refused(
+                    Problem("$.job_id", "is taken by a job with other contents", "choose a new one"), reading=reading
+                )
             case "frozen":
                 raise Refused(Problem("$.account", "is frozen: it may not send"), reading=reading)
             case _:
@@ -413,7 +420,9 @@ class Intake:
         job_id, account = _shown(entry.fields[b"audience"]), _shown(entry.fields.get(b"account"))
         number = _whole(entry.fields.get(b"n"))
         if not job_id or number is None:
-            raise Refused(Problem("$", "an audience entry has `audience` (the job id) and `n` (from 0)", "docs/jobs.md"))
+            raise Refused(
+                Problem("$", "an audience entry has `audience` (the job id) and `n` (from 0)", "docs/jobs.md")
+            )
         at = await self._read(lambda conn: standing.find_job(conn, account, job_id))
         if at is None:
             age = self.clock() // 1000 - entry.order[0]
@@ -452,7 +461,8 @@ class Intake:
             data = open_sealed(self.keyring().service, entry.fields.get(b"sealed", b""), aad)
         except SealError:
             raise Refused(Problem("$", "is no chunk that was held here")) from None
-        assert job is not None and number is not None  # sealed by ourselves
+        assert job is not None  # sealed by ourselves
+        assert number is not None
         at = await self._read(lambda conn: standing.job_standing(conn, job))
         if at is None or at.rows_submitted is not None:
             return
@@ -535,7 +545,7 @@ class Intake:
         home = terms.job % keyspace.PARTITIONS
         mark = PutRequest(home, terms.job, number * expand.CHUNKS_AN_ENTRY + _MARK, terms.state, ())
         await self.lanes.put([mark])
-        marks = await self.redis.get(keyspace.chunks_put(home, terms.job)) or b""
+        marks = cast(bytes, await self.redis.get(keyspace.chunks_put(home, terms.job)) or b"")
         # bit 63 of every eight bytes is the mark of an entry
         if sum(byte & 1 for byte in marks[7::8]) < expansion.chunks:
             return
@@ -565,7 +575,7 @@ class Intake:
                 self._known.popitem(last=False)
         fate = _ENDED.get(state)
         terms, expansion = known
-        return (terms if fate is None else msgspec.structs.replace(terms, fate=fate)), expansion
+        return (terms if fate is None else replace(terms, fate=fate)), expansion
 
     # --- scheduled jobs --------------------------------------------------------------------------------------------
 
@@ -575,7 +585,7 @@ class Intake:
         self.counts.held += 1
 
     async def _release_held(self) -> None:
-        """Give the chunks of jobs whose time comes back to the intake. Two workers at once give some twice: no effect."""
+        """Give the chunks of jobs whose time comes back to the intake; two workers at once do it twice to no effect."""
         now = self.monotonic()
         if now < self._next_held:
             return
@@ -585,8 +595,8 @@ class Intake:
             stream = keyspace.stream_of_chunks(job)
             while some := await self.redis.xrange(stream, count=4):
                 async with self.redis.pipeline(transaction=True) as pipe:
-                    for entry_id, fields in some:
-                        pipe.xadd(keyspace.INTAKE, {"held": job, **fields})
+                    for entry_id, fields in cast(list[tuple[bytes, dict[Any, Any]]], some):
+                        pipe.xadd(keyspace.INTAKE, {b"held": job, **fields})
                         pipe.xdel(stream, entry_id)
                     await pipe.execute()
             await self.redis.delete(stream)

@@ -16,12 +16,12 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 VERSION: Final = 1
-MOST_BYTES: Final = 24 * 1024 * 1024  # of a job entry: the writer's frame is 32 MiB, and 10 MiB of files are 14 in base64
+MOST_BYTES: Final = 24 * 1024 * 1024  # of a job entry: the writer's frame is 32 MiB
 MOST_INLINE: Final = 10_000
 MOST_CHUNKS: Final = 65_536
 CHUNK_BYTES: Final = 1024 * 1024  # design section 5, producer contract
 MOST_ROW_BYTES: Final = 24 * 1024  # a slice holds 32 KiB at most (decision 3)
-MOST_ATTACHMENT_BYTES: Final = 10 * 1024 * 1024  # what the strictest large receivers still take, encoded: 14 MiB
+MOST_ATTACHMENT_BYTES: Final = 7 * 1024 * 1024  # 9.6 MiB in base64: the strictest large receivers take 10
 STALE_DAYS: Final = 7  # design section 5
 LATEST_SEND_DAYS: Final = 90  # job ids are remembered that long
 LONGEST_LIFE_DAYS: Final = 7  # after send_at: queue keys die 14 days after their week (decision 3)
@@ -47,13 +47,13 @@ Instant: TypeAlias = Annotated[
 Address: TypeAlias = Annotated[str, _text("E-mail address, internationalised or not", 320, 1, "address")]
 Identifier: TypeAlias = Annotated[
     str,
-    _text("Letters, digits, dot, dash, underscore, colon", 100, 1, check="line", pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"),
+    _text(
+        "Letters, digits, dot, dash, underscore, colon", 100, 1, check="line", pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
+    ),
 ]
 Scalar: TypeAlias = str | int | float | bool | None
 FieldValue: TypeAlias = Scalar | list[Scalar | dict[str, Scalar]] | dict[str, Scalar]
-FieldName: TypeAlias = Annotated[
-    str, _text("Name of a template variable", 64, 1, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-]
+FieldName: TypeAlias = Annotated[str, _text("Name of a template variable", 64, 1, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Fields: TypeAlias = Annotated[
     dict[FieldName, FieldValue], Meta(description="Template variables of this recipient", max_length=200)
 ]
@@ -138,7 +138,9 @@ class Job(Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     text: Annotated[str, _text("Text template; derived from the HTML when absent", 1_000_000, check="body")] = ""
     headers: Annotated[
         dict[Annotated[str, _text("Header name", 76, 1, "header")], Annotated[str, _text("One line", 900, 0, "line")]],
-        Meta(description="Extra headers, values without template variables; those we write are reserved", max_length=30),
+        Meta(
+            description="Extra headers, values without template variables; those we write are reserved", max_length=30
+        ),
     ] = {}
     list_: Annotated[
         str, _text("Mailing list these people are on; campaigns need one", 100, check="line", pattern=_NAME)
@@ -152,18 +154,28 @@ class Job(Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     consent: Annotated[Consent, Meta(description="Evidence for every recipient that brings none of its own")] = {}
     send_at: Annotated[str, _text("Not before, RFC 3339; at most 90 days ahead", 40, check="instant-or-empty")] = ""
     expires_at: Annotated[
-        str, _text("Not after, RFC 3339; at most 7 days after send_at, default 3 (campaign) or 5", 40, check="instant-or-empty")
+        str,
+        _text(
+            "Not after, RFC 3339; at most 7 days after send_at, default 3 (campaign) or 5", 40, check="instant-or-empty"
+        ),
     ] = ""
-    rate: Annotated[float, Meta(description="Messages per second at most, 0: no limit of yours", ge=0, le=1_000_000)] = 0.0
+    rate: Annotated[
+        float, Meta(description="Messages per second at most, 0: no limit of yours", ge=0, le=1_000_000)
+    ] = 0.0
     in_doubt: Annotated[
         Literal["hold", "resend", ""],
-        Meta(description="A message of which nobody knows whether it arrived: hold (never resend), resend (once). "
-             "Default: hold for campaigns, resend for transactional"),
+        Meta(
+            description="A message of which nobody knows whether it arrived: hold (never resend), resend (once). "
+            "Default: hold for campaigns, resend for transactional"
+        ),
     ] = ""
     wait: Annotated[bool, Meta(description="Send nothing before the last audience entry is in")] = False
-    recipients: Annotated[
-        list[Recipient], Meta(description="Everybody, for small audiences", min_length=1, max_length=MOST_INLINE)
-    ] | None = None
+    recipients: (
+        Annotated[
+            list[Recipient], Meta(description="Everybody, for small audiences", min_length=1, max_length=MOST_INLINE)
+        ]
+        | None
+    ) = None
     audience: Audience | None = None
     attachments: Annotated[list[Attachment], Meta(max_length=20)] = []  # fmt: skip
 

@@ -7,9 +7,9 @@ Law: whatever bytes come in, `parse` and `examine` return; they never raise, and
 infinities, integers beyond 2**53 (RFC 7493 2.2: other readers round them), lone surrogates, nesting that blows a stack.
 It keeps reading: an unusable value becomes an `Unusable` in the tree and `examine` reports it with its path.
 
-`examine` walks the tree beside the msgspec type it should have (`msgspec.inspect`), so a field declared once is checked,
-documented (`sales-push schema`) and decoded by the same declaration. Checks that a type cannot say (an address, an
-instant) hang on the type as ``Meta(extra={"check": name})``.
+`examine` walks the tree beside the msgspec type it should have (`msgspec.inspect`), so a field declared once is
+checked, documented (`sales-push schema`) and decoded by the same declaration. Checks that a type cannot say (an
+address, an instant) hang on the type as ``Meta(extra={"check": name})``.
 
 Known limits: at most `MOST` problems are listed; then a last line says that there are more.
 """
@@ -288,7 +288,9 @@ def _literal(walk: _Walk, value: Any, type_: inspect.LiteralType, path: str) -> 
     if type(value) in (str, int) and value in type_.values:
         return
     allowed = ", ".join(str(choice) for choice in type_.values)
-    close = difflib.get_close_matches(value[:60].lower(), [str(v) for v in type_.values], n=1) if _is_text(value) else []
+    close = (
+        difflib.get_close_matches(value[:60].lower(), [str(v) for v in type_.values], n=1) if _is_text(value) else []
+    )
     said = "is not one of the values allowed here" if _is_text(value) else f"got {_kind(value)}"
     walk.say(path, f"{said}: {allowed}", f"did you mean {close[0]!r}?" if close else "")
 

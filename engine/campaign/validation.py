@@ -189,7 +189,7 @@ _row = msgspec.json.Decoder(Recipient).decode
 def read_row(line: bytes) -> Recipient | None:
     """One NDJSON line of an audience entry, or None when it is not a row. Never raises; addresses are judged later.
 
-    Read twice: msgspec for the types (1.5 us), the standard library for repeated names, of which msgspec takes the last.
+    Read twice: msgspec for the types (1.5 us), the standard library for repeated names (msgspec takes the last).
     """
     if len(line) > contract.MOST_ROW_BYTES:
         return None
@@ -224,7 +224,7 @@ def _plain(value: Any) -> str:
 
 
 def judge(tree: dict[str, Any], now_us: int) -> list[Problem]:
-    """What the fields say of one another. Looks only at parts that have the right type: the rest is reported elsewhere."""
+    """What the fields say of one another. Looks only at parts of the right type: the rest is reported elsewhere."""
     found: list[Problem] = []
     _judge_contents(tree, found)
     _judge_law(tree, found)

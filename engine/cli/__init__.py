@@ -69,26 +69,29 @@ def up(
     from engine.supervisor import Supervisor, roles_of
     from policy import logs
     from policy.keys import Keyring
-    from policy.settings import CONFIG_VARIABLE, PolicySettings, config_file, load, load_all
+    from policy.settings import CONFIG_VARIABLE, PolicySettings, config_file, load, load_all, table_of
     from policy.valkey import EmbeddedServer
 
-    load_all(settings_models(), config)  # every mistake of every floor now, not one restart at a time
-    policy, engine = load(PolicySettings, config), load(EngineSettings, config)
-    Keyring.load(policy.keys_dir)
-    if not dkim_files(engine, policy.keys_dir):
-        logging.getLogger("sales_push.up").warning(
-            "no DKIM key yet: jobs are rejected until `sales-push init --domain`"
-        )
-    logs.configure("supervisor", policy.log_json)
     environment = dict(os.environ)
+    if workers is not None:
+        environment["SALES_PUSH_ENGINE_WORKERS"] = os.environ["SALES_PUSH_ENGINE_WORKERS"] = str(workers)
     if (file := config_file(config)) is not None:
         environment[CONFIG_VARIABLE] = str(file.absolute())
+    models = settings_models()
+    loaded = dict(zip(map(table_of, models), load_all(models, config), strict=True))  # every mistake of every floor now
+    policy, engine = load(PolicySettings, config), load(EngineSettings, config)
+    trackers = int(getattr(loaded["tracker"], "workers", 1))  # the engine may not import the tracker's model
+    Keyring.load(policy.keys_dir)
+    logs.configure("supervisor", policy.log_json, policy.log_level)
+    if not dkim_files(engine, policy.keys_dir):
+        log = logging.getLogger("sales_push.up")
+        log.warning("no DKIM key yet: jobs are rejected until `sales-push init --domain …`")
 
     async def supervise() -> int:
         supervisor = Supervisor(
             engine.supervisor,
             policy.data_dir,
-            roles_of(workers or engine.worker_count),
+            roles_of(engine.worker_count, trackers),
             server=EmbeddedServer(policy.redis_socket.parent) if policy.embedded else None,
             writer_socket=policy.writer_socket,
             environment=environment,
@@ -105,7 +108,7 @@ def run_engine(
     config: ConfigOption = None,
 ) -> None:
     """One engine worker: intake, queue, delivery."""
-    from engine.delivery.worker import run_worker
+    from engine.worker import run_worker
 
     raise typer.Exit(run_worker(index, config))
 

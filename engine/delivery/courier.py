@@ -223,23 +223,20 @@ class Courier:
     def conclude(self, letter: Letter, outcome: Outcome, tls: int) -> None:
         """What an attempt came to: an end, or another attempt later."""
         hand = letter.hand
-        note = seal_note(self._keyring(), outcome.text) if outcome.text else b""
+        delivered = outcome.kind is Kind.DELIVERED
+        note = b"" if delivered else seal_note(self._keyring(), outcome.text)
         kind = outcome.kind
         delay: float | None = None
-        in_doubt = False
-        if kind is Kind.UNKNOWN and hand.header.resend and not hand.header.in_doubt(letter.index):
-            in_doubt = True
-            delay = self._next(hand, Reason.NETWORK, in_doubt=True)
-        elif kind is Kind.DEFERRED:
-            delay = self._next(hand, outcome.reason)
-            if delay is None:
-                kind = Kind.EXPIRED
-        if delay is not None:
-            kind = Kind.DEFERRED
+        if kind is Kind.DEFERRED:
+            delay = self._next(hand, outcome.reason, in_doubt=outcome.resend)
+            if delay is None:  # behind its dot it is not known to have expired
+                kind = Kind.UNKNOWN if outcome.resend else Kind.EXPIRED
+            else:
+                delay = max(delay, min(outcome.wait, 3600.0))
         event = self._event(letter, kind, outcome.reason, outcome.code, outcome.enhanced, tls, note)
         if delay is not None:
             self._count("deferred")
-            self._settling.retry(hand, letter.index, delay, event, in_doubt=in_doubt)
+            self._settling.retry(hand, letter.index, delay, event, in_doubt=outcome.resend)
         else:
             self._count(kind.name.lower())
             self._settling.terminal(hand, letter.index, event)
@@ -267,11 +264,8 @@ class Courier:
         self._hold(hand)
 
     def _hold(self, hand: Hand) -> None:
-        for desk in self._desks.values():
-            if hand in desk.hands:
-                desk.stock = type(desk.stock)(pair for pair in desk.stock if pair[0] is not hand)
-                desk.forget(hand)
-        hand.waiting = 0
+        if hand.desk is not None:
+            hand.desk.drop(hand)
         hand.held = True
 
     async def hand_back(self, hand: Hand, delay: float) -> None:
@@ -286,8 +280,8 @@ class Courier:
 
     def _gone(self, hand: Hand) -> None:
         self._hands.discard(hand)
-        for desk in self._desks.values():
-            desk.forget(hand)
+        if hand.desk is not None:
+            hand.desk.forget(hand)
 
     def _count(self, what: str) -> None:
         self._counts[what] = self._counts.get(what, 0) + 1
@@ -430,6 +424,7 @@ class Courier:
         if desk is None:
             limits, profile = self._limits(site)
             desk = self._desks[ref] = Desk(self, site, ref, limits, profile)
+        desk.site = site  # the same MX set; its addresses may be newer
         if self.is_stopping:
             await self.hand_back(hand, 0.0)
             return
@@ -456,8 +451,7 @@ class Courier:
         self._news.set()
 
     def _no_site(self, hand: Hand, pending: list[int], site: NoSite) -> None:
-        # A resolver's hiccup must not end a list of people: NXDOMAIN is believed at the second look (faults 3.2).
-        if site.permanent and (site.reason is Reason.NULL_MX or hand.header.attempt > 0):
+        if site.permanent:
             self._end_all(hand, pending, Kind.BOUNCED, site.reason, site.text)
             return
         delay = self._next(hand, Reason.DNS)

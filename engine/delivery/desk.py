@@ -20,6 +20,7 @@ import logging
 import random
 import time
 from collections import deque
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ from engine.delivery.site import Site
 from engine.queue import pace
 from engine.queue.journal import Intent
 from engine.queue.lanes import GateRequest
-from engine.smtp.words import Fate, Trouble
+from engine.smtp.words import Trouble
+from policy.events import Reason
 from policy.gate import PERMIT_SECONDS, Permit, Refusal, Standing, decide
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TARGETS = 4  # addresses tried in a row before a failure to connect counts against the site (S-09: two at least)
 MOST = 16  # recipients asked about and composed for one line at a time; two batches of eight signatures
 HOLD_SECONDS = 5.0  # a site left alone for longer gives its slices back; for less they wait here
 IDLE_SECONDS = 10.0  # a connection without work is kept this long: the next slice is often near
@@ -75,8 +78,8 @@ class Desk:
         self._tokens = 0
         self._tokens_after = 0.0
         self._connect_after = 0.0
-        self._turn = 0
         self._names = 0
+        self._turn = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -86,12 +89,19 @@ class Desk:
 
     def add(self, hand: Hand, indexes: list[int]) -> None:
         hand.waiting += len(indexes)
+        hand.desk = self
         self.hands[hand] = None
         self.stock.extend((hand, index) for index in indexes)
         self.adjust()
 
     def forget(self, hand: Hand) -> None:
         self.hands.pop(hand, None)
+
+    def drop(self, hand: Hand) -> None:
+        """Nothing more of this hand is to be sent: its recipients in the stock are left to its lane."""
+        self.stock = deque(pair for pair in self.stock if pair[0] is not hand)
+        self.forget(hand)
+        hand.waiting = 0
 
     @property
     def appetite(self) -> int:
@@ -142,8 +152,6 @@ class Desk:
     async def _open(self) -> None:
         self._names += 1
         name = f"{self._courier.holder}:{self._names}"
-        target = self.site.hosts[self._turn % len(self.site.hosts)]
-        self._turn += 1
         granted = 0
         try:
             granted = await self._courier.permits.take(self.ref, [name], self.limits.connections)
@@ -151,15 +159,8 @@ class Desk:
                 # all permits of the site are with other workers: look again when some may have expired
                 self._connect_after = time.monotonic() + 1.0
                 return
-            terms = Terms(
-                self._courier.hello,
-                self.site.tls,
-                self.limits.messages_per_connection,
-                patience=self._courier.patience,
-            )
-            opened = await Connection.open(target, self, terms)
-            if isinstance(opened, Closed):
-                self._feel(judge_connection(opened))
+            opened = await self._dial()
+            if opened is None:
                 return
             granted = 0  # from here the line owns the permit
             self.lines[opened] = Line(name)
@@ -173,6 +174,19 @@ class Desk:
                 opened_line.wake()
             else:
                 self._later(max(0.05, self._connect_after - time.monotonic()))
+
+    async def _dial(self) -> Connection | None:
+        """The best address that answers. What all of them said last is what the site is judged by."""
+        messages = self.limits.messages_per_connection
+        terms = Terms(self._courier.hello, self.site.tls, messages, patience=self._courier.patience)
+        self._turn += 1
+        for failures in range(min(TARGETS, len(self.site.hosts))):
+            opened = await Connection.open(self.site.target(self._turn, failures), self, terms)
+            if isinstance(opened, Connection):
+                return opened
+            last = opened
+        self._feel(judge_connection(last))
+        return None
 
     async def _give_back(self, name: str) -> None:
         try:
@@ -256,19 +270,22 @@ class Desk:
 
     def on_verdict(self, connection: Connection, message: Outbound, verdict: Verdict) -> None:
         letter = _letter(message)
-        if verdict.fate is Fate.DEFERRED and (not verdict.tried or verdict.trouble is Trouble.VOID):
-            self._back([letter])
+        header = letter.hand.header
+        resend = header.resend and not header.in_doubt(letter.index)
+        outcome = judge(verdict, resend=resend)
+        if not outcome.recorded or verdict.trouble is Trouble.VOID:
+            self._back([letter])  # the peer was never asked about this one
             return
-        outcome = judge(verdict)
         self._feel(outcome)
-        letter.hand.abroad -= 1
-        if letter.hand.dead:
-            return
-        if outcome.scope is Scope.SITE and verdict.fate is Fate.DEFERRED and not outcome.recorded:
-            letter.hand.abroad += 1
+        if outcome.scope is Scope.SITE and verdict.trouble is Trouble.GOODBYE and connection.delivered:
+            # 421 on a connection that has delivered is the site's limit of messages a connection (or a moment's): the
+            # pace eases, the connection ends, and this recipient was not refused. Without a delivery before it, it is
+            # an attempt like any other, so that nobody goes round for ever.
             self._back([letter])
             return
-        self._courier.conclude(letter, outcome, connection.tls_version)
+        letter.hand.abroad -= 1
+        if not letter.hand.dead:
+            self._courier.conclude(letter, outcome, connection.tls_version)
 
     def on_void(self, connection: Connection, message: Outbound) -> None:
         self._spawn(self._ask_again(connection, message), "renew")
@@ -303,8 +320,8 @@ class Desk:
     def _later(self, delay: float) -> None:
         self._courier.loop.call_later(delay + 0.01, self.adjust)
 
-    def _spawn(self, work: object, name: str) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]  # always a coroutine of ours
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(work)
         task.set_name(f"desk {self.ref} {name}")
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -327,7 +344,7 @@ class Desk:
             task.add_done_callback(self._done)
 
     def _take(self, count: int) -> list[tuple[Hand, int]]:
-        taken = []
+        taken: list[tuple[Hand, int]] = []
         while self.stock and len(taken) < count:
             hand, index = self.stock.popleft()
             if hand.dead:
@@ -424,11 +441,12 @@ class Desk:
         )  # fmt: skip
         told = await self._courier.gatekeeper.ask([request])
         answer = told.answers[0]
-        if answer is not None and answer.standing is Standing.CLEAR:
-            if isinstance(decide(answer.facts[0], hand.header.job, letter.mref, told.asked_at), Permit):
-                connection.renew(message, told.asked_at + PERMIT_SECONDS)
-                return
-        connection.withdraw(message)  # comes back to the stock, and the gate says why when it is asked there
+        clear = answer is not None and answer.standing is Standing.CLEAR
+        fact = answer.facts[0] if answer is not None and clear else int(Reason.RESTRICTED)
+        if isinstance(decide(fact, hand.header.job, letter.mref, told.asked_at), Permit):
+            connection.renew(message, told.asked_at + PERMIT_SECONDS)
+        else:
+            connection.withdraw(message)  # comes back to the stock, and the gate says why when it is asked there
 
 
 def _letter(message: Outbound) -> Letter:

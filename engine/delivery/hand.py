@@ -7,12 +7,16 @@ recorded is written by `settling` and only then forgotten; a hand whose token we
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from engine.delivery.campaigns import Loaded
 from engine.queue.lanes import Lease
 from engine.queue.slices import Contents, Header, Row
 from policy.address import domain_tag, mref_of, normalise, tag_of
 from policy.events import Event
+
+if TYPE_CHECKING:
+    from engine.delivery.desk import Desk
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +36,7 @@ class Hand:
     retries: dict[tuple[float, bool], list[int]] = field(default_factory=dict)
     dead: bool = False
     held: bool = False  # paused or frozen: goes back to its lane when nothing of it is on the way
+    desk: Desk | None = None
     asked: bool = False  # a settle request is on its way or unanswered
     _tags: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     _domain_tag: bytes = b""

@@ -79,7 +79,8 @@ async def replay(
     for holder in found.holders:
         for partition in range(keyspace.PARTITIONS):
             seen = (await _patiently(partial(lanes.holders, partition))).get(holder, 0)
-            released += await _patiently(partial(lanes.reclaim, partition, holder, seen)) or 0
+            taken = await _patiently(partial(lanes.reclaim, partition, holder, seen))
+            released += taken or 0
     journal.discard(logs)
     done = Replayed(outcomes, in_doubt, released, torn)
     log.info(
@@ -130,7 +131,9 @@ async def _request(
 ) -> tuple[SettleRequest | None, int, int]:
     """What is to be settled of one lease, and how many outcomes and doubts that is."""
     partition, slice_id, token = key
-    data = await _patiently(partial(redis.get, keyspace.slice_key(partition, slice_id)))
+    data: bytes | None = await _patiently(
+        partial(redis.execute_command, "GET", keyspace.slice_key(partition, slice_id))
+    )
     opened = open_slice(keyring.queue, partition, data) if data else Lost("gone")
     if isinstance(opened, Lost):
         return None, 0, 0  # settled before the crash, or lost: the courier that leases it next says so

@@ -8,9 +8,10 @@ body a receiver canonicalises is the body that was sent. A recipient costs joins
     2 rewrite    the HTML read place by place: links, contexts, escapes, byte-exact splice
     3 derive     a text part for campaigns that bring none
     4 headers    the one writer of header fields          5 mime    the one writer of bodies
-    6 program    a campaign compiled: `compile_campaign`, `Campaign`, `Problem`, `Program`
-    7 compose    `compose(permit, program, person, date_us) -> Unsigned`
-    8 dkim       `sign_batch(unsigned, signers) -> list[Message]`
+    6 slots      static text and values, one join     7 program  a `Campaign` compiled: `Program`
+    8 acceptance `compile_campaign(campaign) -> Program | list[Problem]`
+    9 compose    `compose(permit, program, person, date_us) -> Unsigned`
+   10 dkim       `sign_batch(unsigned, signers) -> list[Message]`
 
 Kept: RFC 5322, 2045 to 2047, 2231, 2046, 2387, 2392, 2369, 2919, 8058, 6376, 8301, 8463. Pure: no clock, no I/O; it
 enters the tracker by its links only.
@@ -21,10 +22,11 @@ links of the text part are not tracked.
 
 from __future__ import annotations
 
+from engine.message.acceptance import Problem, compile_campaign, reserved
 from engine.message.compose import Message, PermitMismatch, Person, Unsigned, Unwritable, compose, person
 from engine.message.dkim import OpenSSLSigner, Signer, load_signer, sign_batch
 from engine.message.mime import Attachment
-from engine.message.program import Campaign, Problem, Program, compile_campaign, reserved
+from engine.message.program import Campaign, Program
 
 __all__ = [
     "Attachment",

@@ -20,8 +20,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.message import headers
-from engine.message.program import Frame, Program
-from engine.message.template import RenderError
+from engine.message.program import Program
+from engine.message.renderer import RenderError
+from engine.message.slots import Frame
 from policy.gate import Mode, Permit
 from tracker.links import Links
 
@@ -37,7 +38,7 @@ class PermitMismatch(RuntimeError):
     """Composed for somebody the Permit does not name: a mistake of ours, never of the world."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # these three are not frozen: freezing costs 2 us each a message
 class Person:
     """One recipient, ready to be written to. `person` makes one with its tokens.
 
@@ -59,7 +60,7 @@ class Person:
     optout_mailto: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Unsigned:
     """A message that lacks its signatures. head: the header without the empty line; signed: the h= list; head_hash:
     SHA-256 over the canonical form of the signed headers so far; at: seconds since the epoch, t= of the signature."""
@@ -73,7 +74,7 @@ class Unsigned:
     at: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """A message as it goes over the wire after DATA: CRLF everywhere, no line begins with a dot, without the final
     dot. size: octets, as SIZE= declares them (RFC 1870)."""

@@ -29,6 +29,7 @@ _VOID = frozenset("area base br col embed hr img input link meta param source tr
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0", re.IGNORECASE)
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private use: around the number of a construct while the text is made
 _MARK = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+_ALONE = re.compile(f"^({_OPEN}([0-9]+){_CLOSE})\\n+", re.MULTILINE)  # a tag on a line of its own is no line
 _PRIVATE = re.compile(f"[{_OPEN}{_CLOSE}]")
 
 
@@ -94,7 +95,7 @@ class _Reader(HTMLParser):
 
 
 def text_of(tokens: list[Token]) -> list[Token] | None:
-    """The tokens of a text part that says what this HTML says; None when its blocks cannot be taken along in balance."""
+    """The tokens of a text part that says what this HTML says; None when its blocks would not nest."""
     blocks = frozenset(number for number, token in enumerate(tokens) if token.sort is Sort.TAG)
     reader = _Reader(blocks)
     for number, token in enumerate(tokens):
@@ -106,6 +107,7 @@ def text_of(tokens: list[Token]) -> list[Token] | None:
     text = re.sub(r"[ \t]+", " ", text)
     text = re.sub(r" ?\n ?", "\n", text)
     text = re.sub(r"\n{3,}", "\n\n", text).strip()
+    text = _ALONE.sub(lambda found: found.group(1) if int(found.group(2)[:9]) in blocks else found.group(), text)
     result: list[Token] = []
     at = 0
     for found in _MARK.finditer(text):

@@ -38,6 +38,9 @@ _FINISHED = re.compile(
 _LONG_LINE = re.compile(rb"[^\n]{999,}")  # 998 and the CR
 _ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$&+^_.-]+")
+_URI = re.compile(r"[!#-+\--;=?-\[\]-~]+")  # visible ASCII but quotes, comma, backslash and angle brackets
+_BARE_ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9.-]+")
+_STRUCTURED = re.compile(r"[!-~]+(?: [!-~]+)*")
 _SPACES = re.compile(rb"[ \t]+")
 _PLAIN_FILENAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?: [A-Za-z0-9._-]+)*")
 
@@ -54,7 +57,7 @@ def refuse_controls(name: str, text: str) -> str:
 
 
 def unstructured(name: str, text: str) -> bytes:
-    """A field whose value is free text; leading and trailing spaces go. An empty value is refused by the reader's rules."""
+    """A field whose value is free text; outer spaces go, an empty value is refused."""
     text = refuse_controls(name, text).strip(" ")
     if text.isascii() and len(name) + len(text) + 2 <= LINE and "=?" not in text and text:
         return finished(name, f"{name}: {text}\r\n".encode("ascii"))
@@ -68,7 +71,9 @@ def unstructured(name: str, text: str) -> bytes:
 
 
 def mailbox(name: str, entries: Sequence[tuple[str, str]]) -> bytes:
-    """From, To, Reply-To: (display name or "", wire address) each. The address is validated by policy.address before."""
+    """From, To, Reply-To: (display name or "", wire address) each. policy.address has validated the address."""
+    if len(entries) == 1 and not entries[0][0] and _BARE_ADDRESS.fullmatch(entries[0][1]):
+        return finished(name, f"{name}: {entries[0][1]}\r\n".encode("ascii"))
     written: list[str] = []
     for display, address in entries:
         if not address or (any(character in address for character in "<>\r\n\t ,") and not address.startswith('"')):
@@ -76,7 +81,7 @@ def mailbox(name: str, entries: Sequence[tuple[str, str]]) -> bytes:
         if "<" in address or ">" in address:
             raise HeaderError(f"{name}: not an address")
         refuse_controls(name, address)
-        if display.strip():
+        if refuse_controls(name, display).strip(" "):
             written.extend(_phrase(name, display))
             written.append(f"<{address}>")
         else:
@@ -90,19 +95,18 @@ def mailbox(name: str, entries: Sequence[tuple[str, str]]) -> bytes:
 
 def structured(name: str, value: str, *, fold: bool = True) -> bytes:
     """A field with a grammar of its own, ASCII, never encoded; folded at spaces only (not at all with fold=False)."""
-    refuse_controls(name, value)
-    if not value.isascii() or not value.strip(" ") or "  " in value or value != value.strip(" "):
+    if not _STRUCTURED.fullmatch(value):
         raise HeaderError(f"{name}: must be ASCII with single spaces")
-    lines = _fold_words(f"{name}: {value}") if fold else [f"{name}: {value}"]
+    line = f"{name}: {value}"
+    lines = _fold_words(line) if fold and len(line) > LINE else [line]
     return finished(name, "\r\n".join(lines).encode("ascii") + b"\r\n")
 
 
 def uri_list(name: str, uris: Sequence[str]) -> bytes:
     """List-Unsubscribe and its kin: <uri>, <uri>, one a line, broken nowhere else (mail-standards.md 2.4)."""
     for uri in uris:
-        if not uri or not uri.isascii() or any(character in uri for character in '<> ,"\\'):
+        if not _URI.fullmatch(uri):
             raise HeaderError(f"{name}: a URI must be ASCII without spaces, commas and angle brackets")
-        refuse_controls(name, uri)
     if not uris:
         raise HeaderError(f"{name}: no URI")
     listed = ",\r\n ".join(f"<{uri}>" for uri in uris)
@@ -134,9 +138,9 @@ def parameters(name: str, value: str, pairs: Iterable[tuple[str, str]]) -> bytes
 def relaxed(field: bytes) -> bytes:
     """The DKIM relaxed canonical form of one finished field, with its CRLF (RFC 6376 3.4.2)."""
     name, _, value = field.partition(b":")
-    if b"  " not in value and b"\r" not in value[:-2] and b"\t" not in value:
-        return name.lower() + b":" + value[1:]  # as most fields of ours are
     value = value.replace(b"\r\n", b"")
+    if b"  " not in value and b"\t" not in value and value[-1:] != b" ":
+        return name.lower() + b":" + value[1:] + b"\r\n"  # as most fields of ours are
     return name.strip().lower() + b":" + _SPACES.sub(b" ", value).strip(b" \t") + b"\r\n"
 
 

@@ -2,21 +2,16 @@
 
     tokenise   source -> text, {{ expressions }}, {% tags %}; comments gone, raw blocks turned into text, trims applied
     check      every fault with its line: syntax, undeclared fields, what we refuse
-    Renderer   the minijinja environments of one campaign: fuel, no methods, plain values only
 
 Law: the output of the pieces joined is what minijinja makes of the whole source (tests/laws/test_message_laws.py).
-
-A value that is absent or null prints nowhere: the recipient is refused with `MissingField`, so "{{ name }}" is never
-sent. `{% if name %}` and `{{ name|default("friend") }}` may ask for it.
 
 Refused, because a template is somebody else's program (faults.md 3.6): multiplication ('x' * 10**8 makes 100 MB in
 0.2 s, lists take seconds, and fuel does not count it), the filters format and indent (the same), safe and autoescape
 (escaping is by context, always), tojson (its quotes leave an attribute), debug and methods, include, import, extends,
-macro, block. join, replace and range are ours, with a limit on their results. Loops stop by fuel; a loop's body is at
-most 32 KiB of source, and one slot's output at most 1 MiB.
+macro, block. A loop's body has at most 32 KiB of source. engine.message.renderer limits what is left while it runs.
 
-Known limits: a loop may still produce `fuel` times a recipient's longest value before it is stopped (about 100 MB at
-worst, once per recipient of a hostile job); expressions are looked through by patterns, not by minijinja's parser.
+Known limit: expressions are looked through by patterns, not by minijinja's parser, which Python cannot ask; what the
+patterns miss meets an environment that lacks it.
 """
 
 from __future__ import annotations
@@ -24,17 +19,14 @@ from __future__ import annotations
 import difflib
 import enum
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import minijinja
 
-FUEL: Final = 20_000  # instructions; a product grid of 100 rows with ten fields each takes about 6,000
-MAX_OUTPUT: Final = 1 << 20  # characters of one slot
 MAX_SOURCE: Final = 1 << 20  # characters of one template
 MAX_LOOP_SOURCE: Final = 32 * 1024
-RANGE_LIMIT: Final = 1_000
 
 
 class Sort(enum.Enum):
@@ -65,14 +57,6 @@ class TemplateFault(ValueError):
     def __init__(self, line: int, message: str) -> None:
         super().__init__(message)
         self.line = line
-
-
-class RenderError(ValueError):
-    """One recipient's values cannot be put into the template. Holds names and kinds, never a value."""
-
-
-class MissingField(RenderError):
-    """The template prints a field this recipient does not have."""
 
 
 _OPEN = re.compile(r"\{\{|\{%|\{#")
@@ -175,7 +159,7 @@ def _closing(source: str, at: int, marker: str) -> int:
 
 
 def untokenise(token: Token) -> str:
-    """The source of one token, for a block that minijinja renders. Literal text that looks like a construct is quoted."""
+    """The source of one token, for a block that minijinja renders. Literal text is quoted where it must be."""
     if token.sort is Sort.TAG:
         return "{% " + token.text + " %}"
     if token.sort is Sort.EXPRESSION:
@@ -229,7 +213,7 @@ FILTERS: Final = frozenset(
     "trim truncate unique upper urlencode".split()
 ) - {"attr"}
 _TESTS = frozenset(
-    "boolean defined divisibleby endingwith eq equalto even false filter float ge greaterthan gt in integer iterable le "
+    "boolean defined endingwith eq equalto even false filter float ge greaterthan gt in integer iterable le "
     "lessthan lower lt mapping ne none number odd sequence startingwith string test true undefined upper".split()
 )
 _FUNCTIONS = frozenset(("range",))
@@ -318,85 +302,3 @@ def _loop_faults(tokens: list[Token]) -> list[Fault]:
                 faults.append(Fault(line, f"the body of a loop is longer than {MAX_LOOP_SOURCE} characters"))
         size += len(token.text)
     return faults
-
-
-def _refuse_absent(value: Any) -> Any:
-    if value is None:  # minijinja hands undefined over as None
-        raise MissingField("a field the template prints is missing")
-    return value
-
-
-def _bounded_join(values: Iterable[Any], separator: str = "") -> str:
-    texts = [str(value) for value in values]
-    if sum(map(len, texts)) + len(separator) * len(texts) > MAX_OUTPUT:
-        raise RenderError("join makes too much text")
-    return separator.join(texts)
-
-
-def _bounded_replace(value: Any, old: str, new: str) -> str:
-    text = str(value)
-    if len(text) + text.count(old) * len(new) > MAX_OUTPUT:
-        raise RenderError("replace makes too much text")
-    return text.replace(old, new)
-
-
-def _bounded_range(*bounds: int) -> list[int]:
-    numbers = range(*bounds)
-    if len(numbers) > RANGE_LIMIT:
-        raise RenderError(f"range has more than {RANGE_LIMIT} numbers")
-    return list(numbers)
-
-
-class Renderer:
-    """One campaign's slots that minijinja renders: `html` escapes what it prints, `plain` does not.
-
-    filters: the escapes by context that expressions inside blocks are written with (engine.message.rewrite).
-    """
-
-    def __init__(self, filters: Mapping[str, Any], *, strict: bool = True) -> None:
-        self._html = _environment(filters, escape=True, strict=strict)
-        self._plain = _environment(filters, escape=False, strict=strict)
-        self._number = 0
-
-    def add(self, source: str, *, html: bool) -> str:
-        """Keeps the source under a name of its own; raises TemplateFault when it does not stand alone."""
-        self._number += 1
-        name = f"slot {self._number}"
-        try:
-            (self._html if html else self._plain).add_template(name, source)
-        except minijinja.TemplateError as error:
-            raise TemplateFault(error.line or 1, f"syntax error: {error.detail or error.kind}") from None
-        return name
-
-    def render(self, name: str, context: Mapping[str, Any], *, html: bool) -> str:
-        """Raises RenderError (MissingField among them): the recipient's values do not fit the template."""
-        try:
-            text = (self._html if html else self._plain).render_template(name, **context)
-        except minijinja.TemplateError as error:
-            raise RenderError(f"{error.kind} in line {error.line} of {name}") from None
-        except RenderError:
-            raise
-        except Exception as error:  # a filter of ours met a value of the wrong type: still that recipient's data
-            raise RenderError(f"{type(error).__name__} in {name}") from None
-        if len(text) > MAX_OUTPUT:
-            raise RenderError(f"{name} makes more than {MAX_OUTPUT} characters")
-        return text
-
-
-def _environment(filters: Mapping[str, Any], *, escape: bool, strict: bool) -> minijinja.Environment:
-    ours = {"join": _bounded_join, "replace": _bounded_replace, **filters}
-    environment = minijinja.Environment(
-        filters=ours,
-        globals={"range": _bounded_range},
-        debug=False,  # with it an error text would hold the recipient's values
-        fuel=FUEL,
-        pycompat=False,
-        undefined_behavior="lenient",
-        auto_escape_callback=lambda name: escape,
-        keep_trailing_newline=True,
-    )
-    if strict:
-        environment.finalizer = _refuse_absent
-    for name in ("safe", "tojson", "format", "indent", "pprint"):
-        environment.remove_filter(name)
-    return environment

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def readiness(signs: list[Sign], now: float, stale_seconds: float, redis_up: boo
                 parts.setdefault(child, True)
                 parts[child] = parts[child] and bool(state)
         else:
-            name = f"{sign.role}-{sign.index}" if sign.role == "engine" else sign.role
+            # as engine.supervisor.roles_of names them: of these there may be several
+            name = f"{sign.role}-{sign.index}" if sign.role in ("engine", "tracker") else sign.role
             parts[name] = parts.get(name, True) and fresh
     return Readiness(parts)
 
@@ -127,8 +129,13 @@ class Api:
         return False
 
 
-async def serve(policy: PolicySettings, engine: EngineSettings, stop: asyncio.Event) -> None:
-    """Listen until stop is set. The address in use is written to ``data_dir/run/ops.url`` (port 0 picks one)."""
+async def serve(
+    policy: PolicySettings,
+    engine: EngineSettings,
+    stop: asyncio.Event,
+    listening: Callable[[str], None] = lambda _url: None,
+) -> None:
+    """Listen until stop is set. The URL in use goes to listening and ``data_dir/run/ops.url`` (port 0 picks one)."""
     store = connect(policy.redis_address(), max_connections=2)
     api = Api(policy.data_dir, policy.writer_socket, store, engine.ops.stale_seconds)
     # no access log: a scrape every few seconds is no news
@@ -141,7 +148,9 @@ async def serve(policy: PolicySettings, engine: EngineSettings, stop: asyncio.Ev
         await web.TCPSite(runner, engine.ops.host, engine.ops.port).start()
         host, port = runner.addresses[0][:2]
         vitals.publish(api.statistics(), time.time())
-        note.write_text(f"http://{f'[{host}]' if ':' in host else host}:{port}\n", encoding="ascii")
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        note.write_text(f"{url}\n", encoding="ascii")
+        listening(url)
         beat = asyncio.create_task(vitals.beat(api.statistics, time.time))
         await stop.wait()
     finally:

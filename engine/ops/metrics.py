@@ -2,7 +2,7 @@
 
 Naming: ``sales_push_<role>_<name>`` with label ``index`` (worker number) and, for counted kinds, ``of``; names ending
 in ``_total`` are counters, all others gauges. Of the store: ``sales_push_redis_*``, ``sales_push_stream_entries``,
-and ``sales_push_intake_clear_age_seconds``: how long the oldest job has been lying in the intake stream, the only place
+and ``sales_push_intake_oldest_seconds``: how long the oldest job has been lying in the intake stream, the only place
 where an address may be in clear (decision 18).
 
 Law: a scrape never fails because a part is away; what is away is missing from it and ``/readyz`` says so.
@@ -26,12 +26,12 @@ _STREAMS = {"jobs": keyspace.INTAKE, "rejected": keyspace.REJECTED, "dead": keys
 
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """What Redis says about itself. streams: entries by short name; clear_age: seconds, 0 when nothing waits."""
+    """What Redis says about itself. streams: entries by short name; oldest_age: seconds, 0 when nothing waits."""
 
     memory_bytes: int = 0
     clients: int = 0
     append_only_bytes: int = 0
-    clear_age: float = 0.0
+    oldest_age: float = 0.0
     streams: dict[str, int] = field(default_factory=dict)
 
 
@@ -56,7 +56,7 @@ async def store_facts(redis: Redis) -> StoreFacts:
         memory_bytes=int(info.get("used_memory", 0)),
         clients=int(info.get("connected_clients", 0)),
         append_only_bytes=int(info.get("aof_current_size", 0)),
-        clear_age=age,
+        oldest_age=age,
         streams={name: int(length) for name, length in streams.items()},
     )
 
@@ -105,7 +105,7 @@ def _of_store(store: StoreFacts) -> Iterator[Metric]:
     yield GaugeMetricFamily("sales_push_redis_clients", "connected_clients", value=store.clients)
     yield GaugeMetricFamily("sales_push_redis_append_only_bytes", "aof_current_size", value=store.append_only_bytes)
     yield GaugeMetricFamily(
-        "sales_push_intake_clear_age_seconds", "Age of the oldest job not yet sealed away", value=store.clear_age
+        "sales_push_intake_oldest_seconds", "Age of the oldest entry of the intake stream", value=store.oldest_age
     )
     streams = GaugeMetricFamily("sales_push_stream_entries", "Entries waiting in a stream", labels=["stream"])
     for name, length in store.streams.items():

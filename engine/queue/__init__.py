@@ -6,12 +6,12 @@ the current lease; what was recorded about it before a crash is found again in t
 The path, and who walks it:
 
 1. `slices`    pure: what a slice is, bit by bit; cutting, sealing, opening
-2. `lanes`     facts.lua, put.lua (intake); lease.lua, assign.lua, gate.lua, settle.lua, release.lua (courier);
-               beat.lua, reclaim.lua (heartbeat and the dead)
+2. `lanes`     facts.lua, put.lua (intake); lease.lua, assign.lua, postpone.lua, gate.lua, settle.lua, release.lua
+               (courier); beat.lua, reclaim.lua, leave.lua (heartbeat and the dead); `questions` holds what is asked
 3. `permits`   permit.lua, rate.lua: connections and messages per second of a site, over all workers; its back-off
 4. `pace`      pure: how many of those one worker should want, by what the site answers
 5. `schedule`  pure: when to try again, and when to give up
-6. `journal`   intents before the dot, outcomes before the settle; replay after a crash
+6. `journal`   intents before the dot, outcomes before the settle; `replay` reads what a crash left
 7. `states`    pure: the legal states of all this, and a census that finds any other
 
 `scripts` loads the Lua files by name. A script touches one hash tag, knows no clock but Redis TIME, holds 64-bit maps

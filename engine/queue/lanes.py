@@ -210,8 +210,10 @@ class Lanes:
 
     async def lane_slices(self, partition: int, lane: str) -> list[Waiting]:
         """Every slice of a lane, leased or not."""
-        ranged = await self._scripts.plain([("ZRANGE", keyspace.lane(partition, lane), "0", "-1", "WITHSCORES")])
-        pairs = ranged[0]
+        told = await self._scripts.plain([("ZRANGE", keyspace.lane(partition, lane), "0", "-1", "WITHSCORES")])
+        flat = told[0]
+        # RESP3 answers with pairs, RESP2 with one flat list: the client's choice, not ours
+        pairs = flat if flat and isinstance(flat[0], list) else list(zip(flat[::2], flat[1::2], strict=True))
         asked: list[tuple[str, ...]] = []
         for slice_id, _ in pairs:
             asked += (

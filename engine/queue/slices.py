@@ -40,6 +40,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -56,7 +57,7 @@ FLAG_RESEND = 2
 _HEADER = struct.Struct(">B5sHBBB5x8s8sQQQ11s")
 _NONCE_BYTES = 12
 
-Value = str | int | float | bool | None
+Value = Any  # what JSON has: templates loop over lists, too
 
 
 class Row(msgspec.Struct, array_like=True, gc=False):

@@ -22,6 +22,7 @@ refused, the server's buffers are empty (RFC 5321 4.1.1.4).
 
 from __future__ import annotations
 
+import base64
 import re
 from collections import deque
 from collections.abc import Callable, Generator
@@ -72,6 +73,7 @@ class Dialogue:
     on_commit(message) is called inside `outgoing`, just before the final dot of that message is handed out (T6);
     what it raises comes out of `outgoing` and that dot stays in.
     is_void(message) is asked before RCPT is said without PIPELINING, where a Permit can age between MAIL and RCPT.
+    encrypted: TLS is there from the first byte (RFC 8314). login: name and password for AUTH PLAIN, never in clear.
     """
 
     def __init__(
@@ -82,11 +84,13 @@ class Dialogue:
         on_commit: Callable[[Outbound], None] = _nothing,
         is_void: Callable[[Outbound], bool] = _never,
         pipeline: bool = True,
+        encrypted: bool = False,
+        login: tuple[str, str] | None = None,
     ) -> None:
         self.waiting_for = Step.GREETING
         self.closed = False
         self.heard = 0  # replies and other turns of the script: what counts as progress against a deadline
-        self.encrypted = False
+        self.encrypted = encrypted
         self.extensions: dict[str, str] = {}
         self.pipelining = False
         self._may_pipeline = pipeline
@@ -94,6 +98,7 @@ class Dialogue:
             raise LocalError("the EHLO name is neither a domain nor an address literal")
         self._hello = hello
         self._tls = tls
+        self._login = login
         self._on_commit = on_commit
         self._is_void = is_void
         self._parser = ReplyParser()
@@ -243,11 +248,13 @@ class Dialogue:
         if not reply.accepted:
             raise _End(Trouble.REFUSED, Step.GREETING, reply)
         yield from self._greet()
-        if self._tls is not Tls.NEVER:
+        if self._tls is not Tls.NEVER and not self.encrypted:
             if "STARTTLS" in self.extensions:
                 yield from self._encrypt()
             if not self.encrypted and self._tls is not Tls.MAY:
                 raise _End(Trouble.TLS, Step.STARTTLS, None, "required, and not offered or refused")
+        if self._login is not None:
+            yield from self._authenticate(*self._login)
         self.pipelining = self._may_pipeline and "PIPELINING" in self.extensions
         self._max_size = size_limit(self.extensions)
         self._events.append(Ready(self.extensions, self.encrypted))
@@ -275,6 +282,18 @@ class Dialogue:
         self._parser = ReplyParser()
         self.extensions = {}
         yield from self._greet()
+
+    def _authenticate(self, name: str, password: str) -> Script:
+        """AUTH PLAIN with its initial response (RFC 4954, 4616), for smarthosts."""
+        if not self.encrypted:
+            raise _End(Trouble.TLS, Step.AUTH, None, "no password is said in clear")
+        if "PLAIN" not in self.extensions.get("AUTH", "").upper().split():
+            raise _End(Trouble.REFUSED, Step.AUTH, None, "AUTH PLAIN is not offered")
+        secret = base64.b64encode(f"\0{name}\0{password}".encode()).decode("ascii")
+        self._say(f"AUTH PLAIN {secret}")
+        reply = yield from self._hear(Step.AUTH)
+        if not reply.accepted:
+            raise _End(Trouble.REFUSED, Step.AUTH, reply)
 
     def _rest(self) -> Script:
         """Nothing to do. Whatever the peer says now, nobody asked (421 was dealt with before)."""

@@ -29,6 +29,7 @@ class Step(enum.Enum):
     HELO = "HELO"
     STARTTLS = "STARTTLS"
     TLS = "TLS handshake"
+    AUTH = "AUTH"
     IDLE = "idle"
     RSET = "RSET"
     MAIL = "MAIL"
@@ -52,6 +53,7 @@ PATIENCE: Mapping[Step, float] = MappingProxyType(
         Step.HELO: 300.0,
         Step.STARTTLS: 300.0,
         Step.TLS: 60.0,
+        Step.AUTH: 120.0,  # RFC 4954 says nothing
         Step.IDLE: FOREVER,  # the owner decides how long a connection may rest
         Step.RSET: 300.0,
         Step.MAIL: 300.0,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
 from tests.tracker.twins import CHOOSE, LEAVE, LIST, NOTICE, PARTITION, PIXEL, TAG, VIEW, House, house_in_thread
 
@@ -114,7 +114,12 @@ def test_the_pixel_is_an_image_of_one_pixel_and_the_web_version_runs_no_script(b
     try:
         page = context.new_page()
         said: list[str] = []
-        page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+
+        def hear(dialog: Dialog) -> None:
+            said.append(dialog.message)
+            dialog.dismiss()
+
+        page.on("dialog", hear)
         page.goto(house.base + VIEW)
         assert page.get_by_role("heading").inner_text() == "Seeds"
         assert said == []  # <script>alert(1)</script> stands in that page

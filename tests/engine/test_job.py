@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from engine.campaign.canonical import canonical, hash_of, number
 from engine.campaign.job import schema
 from engine.campaign.problems import Problem
 from engine.campaign.validation import RESERVED, read, read_row
+from policy import keyspace
 from policy.instants import DAY_US, SECOND_US, rfc3339
 
 NOW = 1_795_000_000 * SECOND_US  # 2026-11-18
@@ -156,7 +160,7 @@ def test_deep_values_are_refused_without_a_crash() -> None:
     assert any("nested" in p.message or "expected" in p.message for p in problems(job))
 
 
-@pytest.mark.parametrize("name", sorted(RESERVED) + ["Content-Type", "ARC-Seal", "Resent-From", "CONTENT-ID"])
+@pytest.mark.parametrize("name", [*sorted(RESERVED), "Content-Type", "ARC-Seal", "Resent-From", "CONTENT-ID"])
 def test_headers_that_are_ours_are_reserved(name: str) -> None:
     found = problems(good(headers={name.title(): "x"}))
     assert [problem.message for problem in found] == [
@@ -225,12 +229,14 @@ def test_the_hash_names_contents_not_spelling() -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0.0, "0"), (-0.0, "0"), (5e-324, "5e-324"), (-5e-324, "-5e-324"), (1.7976931348623157e308, "1.7976931348623157e+308"),
-        (9007199254740992.0, "9007199254740992"), (-9007199254740992.0, "-9007199254740992"),
-        (295147905179352830000.0, "295147905179352830000"), (9.999999999999997e22, "9.999999999999997e+22"),
-        (1e23, "1e+23"), (1.0000000000000001e23, "1.0000000000000001e+23"), (999999999999999700000.0, "999999999999999700000"),
-        (999999999999999900000.0, "999999999999999900000"), (1e21, "1e+21"), (9.999999999999997e-7, "9.999999999999997e-7"),
-        (0.000001, "0.000001"), (333333333.3333332, "333333333.3333332"), (333333333.33333325, "333333333.33333325"),
+        (0.0, "0"), (-0.0, "0"), (5e-324, "5e-324"), (-5e-324, "-5e-324"),
+        (1.7976931348623157e308, "1.7976931348623157e+308"), (9007199254740992.0, "9007199254740992"),
+        (-9007199254740992.0, "-9007199254740992"), (295147905179352830000.0, "295147905179352830000"),
+        (9.999999999999997e22, "9.999999999999997e+22"), (1e23, "1e+23"),
+        (1.0000000000000001e23, "1.0000000000000001e+23"), (999999999999999700000.0, "999999999999999700000"),
+        (999999999999999900000.0, "999999999999999900000"), (1e21, "1e+21"),
+        (9.999999999999997e-7, "9.999999999999997e-7"), (0.000001, "0.000001"),
+        (333333333.3333332, "333333333.3333332"), (333333333.33333325, "333333333.33333325"),
         (-0.0000033333333333333333, "-0.0000033333333333333333"), (1424953923781206.2, "1424953923781206.2"),
         (4.5, "4.5"), (0.002, "0.002"), (1e30, "1e+30"), (1e-27, "1e-27"), (100.0, "100"), (123.456, "123.456"),
     ],
@@ -251,6 +257,40 @@ def test_canonical_form_of_rfc_8785() -> None:
         b'{"s":"\xe2\x82\xac$\\u000f\\nA\'B\\"\\\\\\\\\\"/"}'
     )
     assert hash_of({"a": 1, "b": "x"}, exact=True) == hash_of({"b": "x", "a": 1})
+
+
+def _blocks(language: str) -> list[str]:
+    manual = Path(__file__).parents[2].joinpath("docs", "jobs.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", manual, re.DOTALL)
+
+
+def test_the_manual_shows_jobs_that_are_jobs() -> None:
+    job, row = (json.loads(block) for block in _blocks("json"))
+    assert problems({**job, "created_at": rfc3339(NOW)}) == []
+    assert read_row(json.dumps(row).encode()) is not None
+    command = next(block for block in _blocks("sh") if "XADD" in block)
+    told = json.loads(command.split(" job '")[1].rpartition("'")[0])
+    assert problems({**told, "created_at": rfc3339(NOW)}) == []
+
+
+def test_the_manual_example_without_our_client_runs() -> None:
+    """Played against a store that only listens, then read as the intake reads it."""
+    sent: list[dict[str, Any]] = []
+
+    class Listening:
+        def xadd(self, stream: str, fields: dict[str, Any]) -> None:
+            assert stream == keyspace.INTAKE
+            sent.append(fields)
+
+    [source] = [block for block in _blocks("python") if "import datetime" in block]
+    code = source.replace('redis.Redis.from_url("redis://queue.internal:6379/0")', "store_that_listens")
+    exec(code, {"store_that_listens": Listening()})
+    clock = int(datetime.now(UTC).timestamp()) * SECOND_US
+    assert read(sent[0]["job"].encode(), clock).problems == []
+    assert [(entry["audience"], entry["account"], entry["n"]) for entry in sent[1:]] == [
+        ("spring-letter-2026", "acme", 0), ("spring-letter-2026", "acme", 1),
+    ]  # fmt: skip
+    assert all(read_row(line.encode()) for entry in sent[1:] for line in entry["data"].split("\n"))
 
 
 def test_the_schema_describes_every_field() -> None:

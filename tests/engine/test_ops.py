@@ -134,7 +134,7 @@ def test_the_exposition_parses_and_says_what_was_said() -> None:
         Sign("engine", 0, 1, 90.0, {"delivered_total": 5.0, "connections": 3.0, "replies_total": {"250": 4.0}}),
         Sign("engine", 1, 2, 99.0, {"delivered_total": 6.0, "connections": 1.0}),
     ]
-    store = StoreFacts(memory_bytes=1000, clients=2, clear_age=1.5, streams={"jobs": 1, "events": 7})
+    store = StoreFacts(memory_bytes=1000, clients=2, oldest_age=1.5, streams={"jobs": 1, "events": 7})
 
     found = values(exposition(signs, store, now=100.0))
 
@@ -144,7 +144,7 @@ def test_the_exposition_parses_and_says_what_was_said() -> None:
     assert found["sales_push_engine_replies_total", (("index", "0"), ("of", "250"))] == 4.0
     assert found["sales_push_process_silent_seconds", (("index", "0"), ("role", "engine"))] == 10.0
     assert found["sales_push_stream_entries", (("stream", "events"),)] == 7.0
-    assert found["sales_push_intake_clear_age_seconds", ()] == 1.5
+    assert found["sales_push_intake_oldest_seconds", ()] == 1.5
 
 
 async def test_the_facts_of_the_store_are_those_of_the_store(server: EmbeddedServer) -> None:
@@ -157,16 +157,16 @@ async def test_the_facts_of_the_store_are_those_of_the_store(server: EmbeddedSer
     facts = await store_facts(client)
     await client.aclose()
 
-    assert (empty.clear_age, sum(empty.streams.values())) == (0.0, 0)
+    assert (empty.oldest_age, sum(empty.streams.values())) == (0.0, 0)
     assert facts.streams == {"jobs": 1, "rejected": 0, "dead": 0, "hits": 0, "events": 2}
-    assert 60.0 <= facts.clear_age < 120.0
+    assert 60.0 <= facts.oldest_age < 120.0
     assert facts.memory_bytes > 0
 
 
 # --- readiness ----------------------------------------------------------------------------------------------------
 
 FRESH = Sign("tracker", 0, 1, 100.0, {})
-SUPERVISOR = Sign("supervisor", 0, 1, 100.0, {"up": {"engine-0": 1.0, "tracker": 1.0, "valkey": 1.0}})
+SUPERVISOR = Sign("supervisor", 0, 1, 100.0, {"up": {"engine-0": 1.0, "tracker-0": 1.0, "valkey": 1.0}})
 ENGINE = Sign("engine", 0, 2, 100.0, {})
 
 
@@ -190,7 +190,7 @@ def test_ready_means_that_every_part_works(
     state = readiness(signs, now=101.0, stale_seconds=15.0, redis_up=redis_up, writer_up=writer_up)
 
     assert {name for name, works in state.parts.items() if not works} == down
-    assert state.ready is not down if down else state.ready
+    assert state.ready == (not down)
 
 
 async def test_the_listener_answers_also_when_the_store_is_away(folder: Path) -> None:
@@ -205,31 +205,25 @@ async def test_the_listener_answers_also_when_the_store_is_away(folder: Path) ->
         assert (metrics.status, health.status, ready.status) == (200, 200, 503)
         assert metrics.headers["Content-Type"].startswith("text/plain")
         assert values(await metrics.read())["sales_push_tracker_hits_total", (("index", "0"),)] == 3.0
-        assert json.loads(await ready.text()) == {"ready": False, "parts": {"redis": False, "tracker": True}}
+        assert json.loads(await ready.text()) == {"ready": False, "parts": {"redis": False, "tracker-0": True}}
         assert (await client.post("/metrics")).status == 405
         assert (await client.get("/metrics/../../etc/passwd")).status == 404
     await redis.aclose()
 
 
-async def test_the_ops_process_says_where_it_listens_and_leaves_nothing(
-    folder: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data_dir = folder / "data"
-    policy = PolicySettings(officer=OFFICER, data_dir=data_dir)
-    engine = EngineSettings(ops=Ops(port=0))
+async def test_the_ops_process_says_where_it_listens_and_leaves_nothing(folder: Path, server: EmbeddedServer) -> None:
+    policy = PolicySettings(officer=OFFICER, data_dir=folder / "data")
+    run = vitals.run_dir(policy.data_dir)
     stop = asyncio.Event()
-    listening = asyncio.Event()
-    monkeypatch.setattr(Api, "statistics", lambda self: listening.set() or {"scrapes_total": self.scrapes})
-    task = asyncio.create_task(serve(policy, engine, stop))
-    await asyncio.wait_for(listening.wait(), 30)
-    while not (data_dir / "run" / "ops.url").exists():
-        await asyncio.sleep(0)  # the line after the one that set the event
-    url = (data_dir / "run" / "ops.url").read_text().strip()
+    told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(serve(policy, EngineSettings(ops=Ops(port=0)), stop, told.set_result))
+    url = await asyncio.wait_for(told, 30)
 
+    assert (run / "ops.url").read_text() == f"{url}\n"
     async with aiohttp.ClientSession() as session, session.get(f"{url}/readyz") as answer:
         assert answer.status == 200
         assert await answer.json() == {"ready": True, "parts": {"redis": True, "ops": True}}
 
     stop.set()
     await asyncio.wait_for(task, 30)
-    assert list((data_dir / "run").iterdir()) == []
+    assert list(run.iterdir()) == []

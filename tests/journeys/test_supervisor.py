@@ -141,7 +141,7 @@ async def test_who_makes_work_stops_before_who_writes_it_down(folder: Path, watc
         watch.role("policy", phase=Phase.RECORD),
         watch.role("engine-0"),
         watch.role("engine-1"),
-        watch.role("tracker"),
+        watch.role("tracker-0"),
         watch.role("ops", phase=Phase.RECORD),
     ]
     lines: list[str] = []
@@ -154,10 +154,10 @@ async def test_who_makes_work_stops_before_who_writes_it_down(folder: Path, watc
             assert await task == 0
 
     stopped = watch.order("term")
-    assert set(stopped[:3]) == {"engine-0", "engine-1", "tracker"}
+    assert set(stopped[:3]) == {"engine-0", "engine-1", "tracker-0"}
     assert set(stopped[3:]) == {"policy", "ops"}
-    assert "up: policy running · tracker running · ops running · engine 2/2" in lines
-    assert lines[-1] == "draining: policy stopped · tracker stopped · ops stopped · engine 0/2"
+    assert "up: policy running · ops running · engine 2/2 · tracker 1/1" in lines
+    assert lines[-1] == "draining: policy stopped · ops stopped · engine 0/2 · tracker 0/1"
 
 
 async def test_the_others_start_once_the_writer_answers(folder: Path, watch: Watch) -> None:
@@ -181,7 +181,7 @@ async def test_the_others_start_once_the_writer_answers(folder: Path, watch: Wat
 
 
 async def test_a_killed_child_is_started_again(folder: Path, watch: Watch) -> None:
-    supervisor = make(folder, [watch.role("engine-0"), watch.role("tracker")])
+    supervisor = make(folder, [watch.role("engine-0"), watch.role("tracker-0")])
     async with running(supervisor):
         first = await watch.wait("engine-0", "start")
         os.kill(first, signal.SIGKILL)
@@ -189,10 +189,10 @@ async def test_a_killed_child_is_started_again(folder: Path, watch: Watch) -> No
         assert second != first
         assert supervisor.children[0].restarts == 1
         assert supervisor.children[1].restarts == 0
-        await watch.wait("tracker", "start")
+        await watch.wait("tracker-0", "start")
         [sign] = read_all(folder / "data")
         assert sign.role == "supervisor"
-        assert sign.numbers["restarts_total"] == {"engine-0": 1, "tracker": 0}
+        assert sign.numbers["restarts_total"] == {"engine-0": 1, "tracker-0": 0}
 
 
 async def test_a_child_that_dies_again_and_again_waits_longer_each_time(folder: Path, watch: Watch) -> None:
@@ -205,17 +205,17 @@ async def test_a_child_that_dies_again_and_again_waits_longer_each_time(folder: 
 
 
 async def test_a_refused_configuration_ends_everything_with_2(folder: Path, watch: Watch) -> None:
-    supervisor = make(folder, [watch.role("policy", phase=Phase.RECORD), watch.role("tracker", "exit2")])
+    supervisor = make(folder, [watch.role("policy", phase=Phase.RECORD), watch.role("tracker-0", "exit2")])
     async with running(supervisor) as task:
         async with asyncio.timeout(PATIENCE):
             assert await task == 2
-    assert watch.order("start").count("tracker") == 1
+    assert watch.order("start").count("tracker-0") == 1
 
 
 async def test_a_program_that_is_not_there_is_a_death_and_not_a_crash_of_ours(folder: Path, watch: Watch) -> None:
-    supervisor = make(folder, [Role("engine-0", ("/nonexistent/sales-push",), Phase.WORK), watch.role("tracker")])
+    supervisor = make(folder, [Role("engine-0", ("/nonexistent/sales-push",), Phase.WORK), watch.role("tracker-0")])
     async with running(supervisor) as task:
-        await watch.wait("tracker", "start")
+        await watch.wait("tracker-0", "start")
         supervisor.end()
         async with asyncio.timeout(PATIENCE):
             assert await task == 0
@@ -231,6 +231,20 @@ async def test_who_does_not_end_in_time_is_killed_and_that_is_an_error(folder: P
             assert await task == 1
     assert ("engine-0", "term", pid) in watch.heard
     assert not alive(pid)
+
+
+async def test_the_writer_gets_its_time_though_an_engine_used_up_the_drain(folder: Path, watch: Watch) -> None:
+    settings = SupervisorSettings(drain_seconds=0.0)
+    supervisor = make(folder, [watch.role("policy", phase=Phase.RECORD), watch.role("engine-0", "stubborn")], settings)
+    async with running(supervisor) as task:
+        for name in ("policy", "engine-0"):
+            await watch.wait(name, "start")
+        supervisor.end()
+        async with asyncio.timeout(PATIENCE):
+            assert await task == 1
+    policy, engine = supervisor.children
+    assert (policy.killed, engine.killed) == (False, True)
+    assert "policy" in watch.order("term")
 
 
 async def test_a_second_signal_hurries(folder: Path, watch: Watch) -> None:
@@ -296,7 +310,7 @@ from engine.supervisor import Phase, Role, Supervisor
 
 folder, watch, child = sys.argv[1:]
 start = (sys.executable, "-c", child)
-roles = [Role(name, (*start, name, "bound", watch), Phase.WORK) for name in ("engine-0", "tracker")]
+roles = [Role(name, (*start, name, "bound", watch), Phase.WORK) for name in ("engine-0", "tracker-0")]
 sys.exit(asyncio.run(Supervisor(Settings(drain_seconds=10), Path(folder), roles).run()))
 """
 
@@ -309,22 +323,22 @@ def drive(folder: Path, watch: Watch) -> subprocess.Popen[bytes]:
 async def test_a_signal_drains_and_ends_with_0(folder: Path, watch: Watch, number: signal.Signals) -> None:
     with drive(folder, watch) as process:
         try:
-            for name in ("engine-0", "tracker"):
+            for name in ("engine-0", "tracker-0"):
                 await watch.wait(name, "start")
             process.send_signal(number)
             assert await asyncio.to_thread(process.wait, PATIENCE) == 0
         finally:
             process.kill()
-    assert sorted(watch.order("term")) == ["engine-0", "tracker"]
+    assert sorted(watch.order("term")) == ["engine-0", "tracker-0"]
     assert read_all(folder / "data") == []
 
 
 async def test_no_child_outlives_a_killed_supervisor(folder: Path, watch: Watch) -> None:
     with drive(folder, watch) as process:
         try:
-            for name in ("engine-0", "tracker"):
+            for name in ("engine-0", "tracker-0"):
                 await watch.wait(name, "start")
         finally:
             process.kill()
-    for name in ("engine-0", "tracker"):
+    for name in ("engine-0", "tracker-0"):
         await watch.wait(name, "term")  # the kernel's signal: the supervisor had no time to send one

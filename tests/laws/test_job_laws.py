@@ -59,7 +59,22 @@ def test_no_mistake_in_any_field_crashes_the_validator(changes: dict[str, Any]) 
 
 def _mutated(value: Any, draw: random.Random) -> Any:
     """The same tree with one node replaced by something odd."""
-    odd = [None, True, -1, 1.5, 10**30, "", "\r\n", "\ud800", [], [[]], {}, {"x": {"y": []}}, float("nan"), "a@b.example"]
+    odd: list[Any] = [
+        None,
+        True,
+        -1,
+        1.5,
+        10**30,
+        "",
+        "\r\n",
+        "\ud800",
+        [],
+        [[]],
+        {},
+        {"x": {"y": []}},
+        float("nan"),
+        "a@b.example",
+    ]
     if isinstance(value, dict) and value and draw.random() < 0.85:
         name = draw.choice(sorted(value))
         return {**value, name: _mutated(value[name], draw)}

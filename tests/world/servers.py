@@ -1,8 +1,8 @@
 """A real Valkey and a real policy writer, in this process's temporary folders; started for a test, stopped after it.
 
     async with valkey_server() as server:           server.client, server.url, await server.restart()
-    async with policy_world() as world:             world.settings, world.keyring, world.redis, world.ask (WriterClient),
-                                                    world.writer, world.reader (ledger), await world.drain()
+    async with policy_world() as world:             world.settings, world.keyring, world.redis, world.writer,
+                                                    world.ask (WriterClient), world.reader, await world.drain()
 
 As pytest fixtures: ``from tests.world.servers import valkey, world`` (import the names into the test module). A Valkey
 costs 50 ms to start, a writer with its migrations 200 ms.

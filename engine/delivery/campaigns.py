@@ -1,0 +1,186 @@
+"""From a job number to a compiled campaign that writes signed messages (step 7), once per job and worker.
+
+Promise: a job is read, opened, compiled and given its signers once, by whoever asks first, however many wait; the
+compiled program of a job whose template another job had is the same object (`message.compile_campaign` keeps them).
+
+Known limits: the job row is read in a thread, because SQLite has no other way; keys of a domain are read at start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from engine.bounce.verp import ReturnPaths
+from engine.message import (
+    Campaign,
+    OpenSSLSigner,
+    Program,
+    Unsigned,
+    Unwritable,
+    compile_campaign,
+    compose,
+    load_signer,
+    person,
+    sign_batch,
+)
+from engine.settings import DkimFiles
+from policy.gate import Mode, Permit
+from policy.keys import Keyring, SealError, open_sealed
+from policy.ledger import JobPayload, Reader
+from policy.wire import job_aad
+from tracker.links import Links
+
+if TYPE_CHECKING:
+    from engine.delivery.hand import Letter
+
+log = logging.getLogger(__name__)
+
+KEPT = 256  # jobs compiled and ready, per worker; one is about 200 kB with four variants
+
+
+def load_signers(files: Mapping[str, DkimFiles]) -> dict[str, list[OpenSSLSigner]]:
+    """Signers by From domain, RSA first. Raises ValueError, OSError. A key is parsed once: that costs 37 ms."""
+    signers: dict[str, list[OpenSSLSigner]] = {}
+    for domain, keys in files.items():
+        found = [load_signer(domain, keys.rsa_selector, keys.rsa.read_bytes())]
+        if keys.ed25519 is not None and keys.ed25519_selector is not None:
+            found.append(load_signer(domain, keys.ed25519_selector, keys.ed25519.read_bytes()))
+        if not all(signer.self_test() for signer in found):
+            raise ValueError(f"a DKIM key of {domain} does not sign what its public half verifies")
+        signers[domain] = found
+    return signers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A job ready to be written: everything but the recipient."""
+
+    number: int
+    job_key: bytes
+    list_number: int
+    program: Program | None
+    signers: Sequence[OpenSSLSigner]
+    links: Links | None
+    return_path: ReturnPaths | None
+    bounce_domain: str
+
+    def compose(
+        self, pairs: Sequence[tuple[Permit, Letter]]
+    ) -> tuple[list[tuple[Letter, str, str, bytes]], list[Letter]]:
+        """Signed messages (letter, envelope sender, recipient, wire bytes), and the letters whose values do not fit."""
+        assert self.program is not None
+        assert self.links is not None
+        assert self.return_path is not None
+        unsigned: list[Unsigned] = []
+        letters: list[tuple[Letter, str]] = []
+        failed: list[Letter] = []
+        for permit, letter in pairs:
+            hand = letter.hand
+            row = hand.row(letter.index)
+            address = f"{row.local}@{hand.contents.domain}"
+            fields = dict(zip(hand.contents.columns, row.values, strict=False))
+            try:
+                someone = person(
+                    self.links,
+                    self.program,
+                    job=self.number,
+                    mref=letter.mref,
+                    subject=row.subject,
+                    address=address,
+                    fields=fields,
+                    list_number=self.list_number,
+                    partition=hand.lease.partition,
+                    tag=hand.reference(letter.index)[1],
+                    optout_domain=self.bounce_domain,
+                    mode_opens=Mode(row.mode_opens),
+                    mode_clicks=Mode(row.mode_clicks),
+                )
+                unsigned.append(compose(permit, self.program, someone, hand.header.date))
+            except (Unwritable, ValueError) as error:
+                log.info("a recipient cannot be written to", extra={"job": self.number, "fault": type(error).__name__})
+                failed.append(letter)
+                continue
+            letters.append((letter, address))
+        written = [
+            (letter, self.return_path.make(self.number, letter.mref), address, message.wire)
+            for (letter, address), message in zip(letters, sign_batch(unsigned, self.signers), strict=True)
+        ] if unsigned else []  # fmt: skip
+        return written, failed
+
+
+class Campaigns:
+    """One per worker. signers by From domain; public_url and bounce_domain as in the policy settings."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        keyring: Callable[[], Keyring],
+        signers: Mapping[str, Sequence[OpenSSLSigner]],
+        *,
+        public_url: str,
+        bounce_domain: str,
+    ) -> None:
+        self._reader = reader
+        self._keyring = keyring
+        self._signers = signers
+        self._public_url = public_url
+        self._bounce_domain = bounce_domain
+        self._loaded: OrderedDict[int, asyncio.Future[Loaded | None]] = OrderedDict()
+        self.nothing = Loaded(0, b"", 0, None, (), None, None, bounce_domain)
+
+    async def get(self, number: int) -> Loaded | None:
+        """None: no such job, its payload is destroyed, or its keys do not open. Raises what the store raises."""
+        known = self._loaded.get(number)
+        if known is None:
+            known = asyncio.ensure_future(self._load(number))
+            self._loaded[number] = known
+            if len(self._loaded) > KEPT:
+                self._loaded.popitem(last=False)
+        else:
+            self._loaded.move_to_end(number)
+        try:
+            return await asyncio.shield(known)
+        except BaseException:
+            self._loaded.pop(number, None)
+            raise
+
+    async def _load(self, number: int) -> Loaded | None:
+        row = await asyncio.to_thread(self._reader.job_payload, number)
+        if row is None or row.payload is None or row.job_key is None:
+            return None
+        keyring = self._keyring()
+        try:
+            payload = open_sealed(keyring.service, row.payload, job_aad("payload", row.account, row.job_id))
+            job_key = open_sealed(keyring.service, row.job_key, job_aad("key", row.account, row.job_id))
+            campaign = msgspec.msgpack.decode(payload, type=Campaign)
+        except (SealError, msgspec.DecodeError) as error:
+            log.critical("a job does not open", extra={"job": number, "fault": type(error).__name__})
+            return None
+        return self._ready(row, campaign, job_key, keyring)
+
+    def _ready(self, row: JobPayload, campaign: Campaign, job_key: bytes, keyring: Keyring) -> Loaded | None:
+        links = Links(keyring.token, keyring.token_id, self._public_url)
+        # Only now does the job have a number, and its public pages with it.
+        campaign = replace(campaign, view_url=links.view_url(row.number), notice_url=links.notice_url(row.number))
+        program = compile_campaign(campaign)
+        signers = self._signers.get(campaign.from_address.rpartition("@")[2])
+        if not isinstance(program, Program) or not signers:
+            log.critical("an accepted job does not compile any more, or its key is gone", extra={"job": row.number})
+            return None
+        return Loaded(
+            row.number,
+            job_key,
+            row.list_number,
+            program,
+            signers,
+            links,
+            ReturnPaths(keyring.return_path, keyring.return_path_id, self._bounce_domain),
+            self._bounce_domain,
+        )

@@ -1,0 +1,117 @@
+"""Renderer: the slots that minijinja renders, within limits (faults.md 3.6).
+
+A value that is absent or null prints nowhere: the recipient is refused with `MissingField`, so "{{ name }}" is never
+sent. `{% if name %}` and `{{ name|default("friend") }}` may ask for it.
+
+Law: a render ends. Fuel counts instructions; join, replace and range are ours, with a limit on their results; one
+slot's output has at most 1 MiB; what multiplies text without fuel noticing is not there. No error text holds a value.
+
+Known limit: a loop may produce `FUEL` times a recipient's longest value before it is stopped, about 100 MB at worst,
+once per recipient of a hostile job (the intake limits both).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import minijinja
+
+from engine.message.template import TemplateFault
+
+FUEL: Final = 20_000  # instructions; a product grid of 100 rows with ten fields each takes about 6,000
+MAX_OUTPUT: Final = 1 << 20  # characters of one slot
+RANGE_LIMIT: Final = 1_000
+
+
+class RenderError(ValueError):
+    """One recipient's values cannot be put into the template. Holds names and kinds, never a value."""
+
+
+class MissingField(RenderError):
+    """The template prints a field this recipient does not have."""
+
+
+def _refuse_absent(value: Any) -> Any:
+    if value is None:  # minijinja hands undefined over as None
+        raise MissingField("a field the template prints is missing")
+    return value
+
+
+def _show_nothing(value: Any) -> Any:
+    return "" if value is None else value
+
+
+def _bounded_join(values: Iterable[Any], separator: str = "") -> str:
+    texts = [str(value) for value in values]
+    if sum(map(len, texts)) + len(separator) * len(texts) > MAX_OUTPUT:
+        raise RenderError("join makes too much text")
+    return separator.join(texts)
+
+
+def _bounded_replace(value: Any, old: str, new: str) -> str:
+    text = str(value)
+    if len(text) + text.count(old) * len(new) > MAX_OUTPUT:
+        raise RenderError("replace makes too much text")
+    return text.replace(old, new)
+
+
+def _bounded_range(*bounds: int) -> list[int]:
+    numbers = range(*bounds)
+    if len(numbers) > RANGE_LIMIT:
+        raise RenderError(f"range has more than {RANGE_LIMIT} numbers")
+    return list(numbers)
+
+
+class Renderer:
+    """One campaign's slots that minijinja renders: `html` escapes what it prints, `plain` does not.
+
+    filters: the escapes by context that expressions inside blocks are written with (engine.message.rewrite).
+    """
+
+    def __init__(self, filters: Mapping[str, Any], *, strict: bool = True) -> None:
+        self._html = _environment(filters, escape=True, strict=strict)
+        self._plain = _environment(filters, escape=False, strict=strict)
+        self._number = 0
+
+    def add(self, source: str, *, html: bool) -> str:
+        """Keeps the source under a name of its own; raises TemplateFault when it does not stand alone."""
+        self._number += 1
+        name = f"slot {self._number}"
+        try:
+            (self._html if html else self._plain).add_template(name, source)
+        except minijinja.TemplateError as error:
+            raise TemplateFault(error.line or 1, f"syntax error: {error.detail or error.kind}") from None
+        return name
+
+    def render(self, name: str, context: Mapping[str, Any], *, html: bool) -> str:
+        """Raises RenderError (MissingField among them): the recipient's values do not fit the template."""
+        try:
+            text = (self._html if html else self._plain).render_template(name, **context)
+        except minijinja.TemplateError as error:
+            raise RenderError(f"{error.kind} in line {error.line} of {name}") from None
+        except RenderError:
+            raise
+        except Exception as error:  # a filter of ours met a value of the wrong type: still that recipient's data
+            raise RenderError(f"{type(error).__name__} in {name}") from None
+        if len(text) > MAX_OUTPUT:
+            raise RenderError(f"{name} makes more than {MAX_OUTPUT} characters")
+        return text
+
+
+def _environment(filters: Mapping[str, Any], *, escape: bool, strict: bool) -> minijinja.Environment:
+    ours = {"join": _bounded_join, "replace": _bounded_replace, **filters}
+    environment = minijinja.Environment(
+        filters=ours,
+        globals={"range": _bounded_range},
+        debug=False,  # with it an error text would hold the recipient's values
+        fuel=FUEL,
+        pycompat=False,
+        undefined_behavior="lenient",
+        auto_escape_callback=lambda name: escape,
+        keep_trailing_newline=True,
+    )
+    environment.finalizer = _refuse_absent if strict else _show_nothing
+    for name in ("safe", "tojson", "format", "indent", "pprint"):
+        environment.remove_filter(name)
+    return environment

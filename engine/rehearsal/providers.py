@@ -1,0 +1,137 @@
+"""Providers: how five kinds of mail provider answer, as pure decisions with the time as an argument.
+
+    accept    takes everything
+    limit     421 to a connection too many, and after `messages` on one connection; 451 above `rate` messages a second
+    greylist  450 to the first attempt of a recipient and for `seconds` after it, then takes it
+    unknown   550 5.1.1 for a share of local parts, always the same ones
+    slow      takes everything, `delay` seconds after the final dot
+
+Law: a judge decides from its provider's numbers, what it has seen and the time it is given, nothing else; so a
+rehearsal repeated is the same rehearsal. The words of the replies are those of large providers, because the classifier
+of bounces reads them.
+
+Known limits: a greylist forgets nothing until the process ends; one in 2^64 recipients may be taken for another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+from typing import Any, Final
+
+BEHAVIOURS: Final = ("accept", "limit", "greylist", "unknown", "slow")
+
+
+class ProviderError(ValueError):
+    """A description of a provider that is none; the text says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One provider and its numbers; those that its behaviour does not use are ignored.
+
+    name: how it is counted (its behaviour by default); port: TCP, 0 lets the system choose; connections, messages:
+    at once, and a connection, 0 for no limit; rate: messages a second, 0 for no limit; share: 0 to 1 of local parts.
+    """
+
+    behaviour: str = "accept"
+    port: int = 0
+    name: str = ""
+    connections: int = 0
+    messages: int = 0
+    rate: float = 0.0
+    seconds: float = 3.0
+    share: float = 0.25
+    delay: float = 0.05
+
+    @property
+    def label(self) -> str:
+        return self.name or self.behaviour
+
+
+_WHOLE: Final = frozenset({"connections", "messages"})
+DEFAULTS: Final[dict[str, dict[str, float]]] = {"limit": {"connections": 10, "messages": 100, "rate": 1000.0}}
+
+
+def parse(text: str) -> Provider:
+    """``behaviour[:port[:key=value,…]]``, such as ``limit:2526:messages=20,rate=500``. Raises ProviderError."""
+    behaviour, _, rest = text.partition(":")
+    port, _, options = rest.partition(":")
+    if behaviour not in BEHAVIOURS:
+        raise ProviderError(f"{behaviour!r} is no behaviour: one of {', '.join(BEHAVIOURS)}")
+    if port and not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ProviderError(f"{port!r} is no TCP port")
+    values: dict[str, Any] = dict(DEFAULTS.get(behaviour, {}))
+    kinds = {field.name: field.type for field in fields(Provider) if field.name not in ("behaviour", "port")}
+    for option in filter(None, options.split(",")):
+        key, _, value = option.partition("=")
+        if key not in kinds:
+            raise ProviderError(f"{key!r} is no setting of a provider: one of {', '.join(kinds)}")
+        values[key] = value if key == "name" else _number(key, value)
+    for key in _WHOLE & values.keys():
+        values[key] = int(values[key])
+    return Provider(behaviour, int(port or 0), **values)
+
+
+def _number(key: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ProviderError(f"{key} needs a number") from None
+    if not 0 <= number < 1e9:
+        raise ProviderError(f"{key} must be a number from 0")
+    return number
+
+
+TOO_MANY_CONNECTIONS: Final = b"421 4.7.0 Too many concurrent connections from your address, try again later\r\n"
+TOO_MANY_MESSAGES: Final = b"421 4.7.0 Too many messages on this connection, closing it\r\n"
+TOO_FAST: Final = b"451 4.7.1 You are sending too fast, please slow down\r\n"
+GREYLISTED: Final = b"450 4.2.0 Recipient address rejected: Greylisted, please try again later\r\n"
+UNKNOWN_USER: Final = b"550 5.1.1 The email account that you tried to reach does not exist\r\n"
+
+
+class Judge:
+    """One provider's memory and its decisions. None means: nothing against it. Instants are monotonic seconds."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.provider = provider
+        behaviour = provider.behaviour
+        self.judges_mail = behaviour == "limit"
+        self.judges_recipients = behaviour in ("greylist", "unknown")
+        self.delay = provider.delay if behaviour == "slow" else 0.0
+        self._threshold = int(provider.share * 2**32)
+        self._first_seen: dict[bytes, float] = {}
+        self._free_at = 0.0  # GCRA: when the next message would be exactly on time
+
+    def greet(self, connections: int) -> bytes | None:
+        """connections: open ones, this one included. A reply here ends the connection."""
+        limit = self.provider.connections
+        if self.provider.behaviour == "limit" and 0 < limit < connections:
+            return TOO_MANY_CONNECTIONS
+        return None
+
+    def mail(self, messages: int, now: float) -> bytes | None:
+        """messages: taken on this connection so far. 421 ends the connection, 451 only this transaction."""
+        provider = self.provider
+        if 0 < provider.messages <= messages:
+            return TOO_MANY_MESSAGES
+        if provider.rate <= 0:
+            return None
+        if self._free_at - now > 0.1:  # a tenth of a second of burst, about what one flight of connections makes
+            return TOO_FAST
+        self._free_at = max(self._free_at, now) + 1.0 / provider.rate
+        return None
+
+    def recipient(self, address: bytes, now: float) -> bytes | None:
+        """address: as it stood between the angle brackets."""
+        digest = blake2b(address.lower(), digest_size=8, person=b"sp-rehearsal").digest()
+        if self.provider.behaviour == "greylist":
+            first = self._first_seen.setdefault(digest, now)
+            return GREYLISTED if now - first < self.provider.seconds or first == now else None
+        return UNKNOWN_USER if self.is_unknown(address) else None
+
+    def is_unknown(self, address: bytes) -> bool:
+        """The deterministic share of local parts that do not exist here; the domain does not matter."""
+        local = address.lower().rpartition(b"@")[0]
+        digest = blake2b(local, digest_size=4, person=b"sp-unknown").digest()
+        return int.from_bytes(digest, "big") < self._threshold

@@ -1,0 +1,366 @@
+"""The stage: an installation of its own in one folder, the simulated providers, and everything stopped afterwards.
+
+Promise: nothing outside the folder is read or written, no environment variable of an operator bleeds in, and what was
+started is stopped by its own pid, in order first and by force if it must be: SIGTERM to `sales-push up` (which drains),
+once more, SIGKILL, then the embedded server by its pid file. A rehearsal that is itself killed takes everything with
+it on Linux (PR_SET_PDEATHSIG), unless it is `lasting`, which means: left running on purpose.
+
+    folder/sales-push.toml     routes to the sink's ports, compressed times
+    folder/data/               the data folder of the installation: the part that must hold no address in clear
+    folder/sink/               messages the providers kept, as a mailbox would: in clear
+    folder/logs/               what every process said
+
+Path: 1. `write_config`, ports chosen; 2. `sales-push init`; 3. the sink; 4. `sales-push up`; 5. ready when /readyz says
+so and the tracker answers.
+
+Known limits: a port chosen here is free for a moment only; a second program may take it before `up` does, then the
+start fails and says so. The folder must be short: the server's Unix socket lies in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final
+
+import aiohttp
+
+from engine.rehearsal.audience import PROVIDERS, Provider
+from policy.keys import Keyring
+from policy.ledger import Reader
+from policy.schema import open_store
+from policy.settings import SOCKET_PATH_LIMIT, PolicySettings, load
+
+DOMAIN: Final = "letter.example"  # RFC 2606: nobody's
+ACCOUNT: Final = "goodthings"
+OFFICER: Final = ("Privacy Officer", f"privacy@{DOMAIN}")
+SENDER: Final = "The Good Things Letter"
+POSTAL: Final = "The Good Things Letter, 12 Orchard Lane, Springfield"
+START_SECONDS: Final = 40.0
+DRAIN_SECONDS: Final = 10.0
+# What each simulated provider is asked to do; the numbers are small so that a rehearsal meets them.
+SINK: Final[Mapping[str, str]] = {
+    "accept": "accept",
+    "limit": "limit:0:connections=6,messages=40,rate=500",
+    "greylist": "greylist:0:seconds=3",
+    "unknown": "unknown:0:share=0.25",
+    "slow": "slow:0:delay=0.1",
+}
+_POLL: Final = 0.02
+# -c instead of -m: the sink shall not outlive a killed rehearsal. 1 is PR_SET_PDEATHSIG, 15 SIGTERM (linux/prctl.h).
+_TIED: Final = (
+    "import ctypes, runpy; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0); "
+    "runpy.run_module('engine.rehearsal.server', run_name='__main__', alter_sys=True)"
+)
+
+
+class StageError(Exception):
+    """The rehearsal cannot be set up or lost a part; the text says which, with the last lines of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How the stage is built. keep, keep_every: messages the sink keeps a provider; lasting: left running afterwards."""
+
+    workers: int = 0
+    providers: Sequence[Provider] = PROVIDERS
+    keep: int = 120
+    keep_every: int = 1
+    lasting: bool = False
+
+
+def program() -> list[str]:
+    """The command line of this very installation: the console script beside the interpreter, else the same by import."""
+    script = shutil.which("sales-push", path=str(Path(sys.executable).parent))
+    return [sys.executable, script] if script else [sys.executable, "-c", "from engine.cli import main; main()"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Stage:
+    """Use: ``async with Stage(folder, Setting()) as stage``. After start: urls, redis_url, reader, keyring, counts."""
+
+    def __init__(self, folder: Path, setting: Setting) -> None:
+        self.folder = folder.absolute()
+        self.setting = setting
+        self.config = self.folder / "sales-push.toml"
+        self.data = self.folder / "data"
+        self.kept = self.folder / "sink"
+        self.logs = self.folder / "logs"
+        self.workers = setting.workers or os.cpu_count() or 1
+        self.tracker_url = ""
+        self.ops_url = ""
+        self.redis_url = ""
+        self.policy: PolicySettings
+        self.keyring: Keyring
+        self.reader: Reader
+        self._ports: dict[str, int] = {}
+        self._control = 0
+        self._up: subprocess.Popen[bytes] | None = None
+        self._sink: subprocess.Popen[bytes] | None = None
+        self._reads = False
+
+    def __repr__(self) -> str:
+        return f"<Stage {self.folder} up={self.pids}>"
+
+    async def __aenter__(self) -> Stage:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
+        if self.setting.lasting and kind is None:
+            self.leave()
+        else:
+            await self.stop()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of what runs now: `sales-push up` and the sink."""
+        return [process.pid for process in (self._up, self._sink) if process is not None and process.poll() is None]
+
+    # --- start ----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Raises StageError, or OSError when the folder cannot be written."""
+        for folder in (self.folder, self.logs, self.kept):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if len(os.fsencode(self.data / "valkey" / "valkey.sock")) > SOCKET_PATH_LIMIT:
+            raise StageError(f"{self.folder} is too long: a Unix socket in it may have {SOCKET_PATH_LIMIT} bytes")
+        await self._start_sink()
+        await asyncio.to_thread(self._install)
+        self._up = self._spawn("up", [*program(), "up"])
+        self.policy = load(PolicySettings, self.config)
+        self.redis_url = self.policy.redis_address()
+        await self._wait_ready()
+        self.keyring = Keyring.load(self.policy.keys_dir)
+        self.reader = Reader(open_store(self.policy.sql_address(), writer=False))
+        self._reads = True
+
+    def _install(self) -> None:
+        tracker, ops = free_port(), free_port()
+        self.tracker_url, self.ops_url = f"http://127.0.0.1:{tracker}", f"http://127.0.0.1:{ops}"
+        self.config.write_text(self.write_config(tracker, ops), encoding="utf-8")
+        self.command(
+            "init", "--config", str(self.config), "--domain", DOMAIN, "--account", ACCOUNT,
+            "--display-name", SENDER, "--postal-address", POSTAL,
+        )  # fmt: skip
+
+    def write_config(self, tracker_port: int, ops_port: int) -> str:
+        """The configuration as TOML. Times are compressed; limits and pacing work as they always do."""
+        routes = "\n".join(
+            f'"{domain}" = "127.0.0.1:{self._ports[provider.behaviour]}"'
+            for provider in self.setting.providers
+            for domain in provider.domains
+        )
+        return f"""# A rehearsal: everything on this host, providers simulated, hours compressed into seconds.
+[policy]
+data_dir = "data"
+public_url = "http://127.0.0.1:{tracker_port}"
+bounce_domain = "bounce.{DOMAIN}"
+
+[policy.officer]
+name = "{OFFICER[0]}"
+address = "{OFFICER[1]}"
+
+[tracker]
+port = {tracker_port}
+
+[engine]
+workers = {self.workers}
+hostname = "mail.{DOMAIN}"
+
+[engine.routes]
+{routes}
+
+[engine.retry]
+schedule = [1.0, 3.0, 4.0, 5.0, 8.0]
+
+[engine.pace]
+calm = 0.5
+back_off = 0.5
+back_off_cap = 4.0
+block_back_off = 2.0
+
+[engine.ops]
+port = {ops_port}
+
+[engine.supervisor]
+drain_seconds = {DRAIN_SECONDS}
+"""
+
+    async def _start_sink(self) -> None:
+        sinks = [SINK[provider.behaviour] for provider in self.setting.providers]
+        tied = sys.platform.startswith("linux") and not self.setting.lasting
+        self._sink = self._spawn(
+            "sink",
+            [
+                *([sys.executable, "-c", _TIED] if tied else [sys.executable, "-m", "engine.rehearsal.server"]),
+                *(word for spec in sinks for word in ("--provider", spec)),
+                "--keep", str(self.setting.keep), "--keep-every", str(self.setting.keep_every),
+                "--keep-dir", str(self.kept),
+            ],
+        )  # fmt: skip
+        said = self.logs / "sink.out"
+        deadline = time.monotonic() + START_SECONDS
+        while not (line := said.read_bytes().split(b"\n")[0]).endswith(b"}"):
+            self._check(deadline, "the sink")
+            await asyncio.sleep(_POLL)
+        told = json.loads(line)
+        self._ports, self._control = dict(told["ports"]), int(told["control"])
+
+    async def _wait_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        wanted = {"redis", "policy", "ops", *(f"engine-{n}" for n in range(self.workers)), "tracker-0"}
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+            while True:
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                    async with session.get(f"{self.ops_url}/readyz") as answer:
+                        state = await answer.json()
+                    async with session.get(f"{self.tracker_url}/healthz") as answer:
+                        tracker = answer.status == 200
+                    if state["ready"] and tracker and wanted <= state["parts"].keys():
+                        return
+                self._check(deadline, "sales-push up")
+                await asyncio.sleep(5 * _POLL)
+
+    def _check(self, deadline: float, what: str) -> None:
+        """Raises StageError when a part ended or the time is over."""
+        for name, process in (("sink", self._sink), ("up", self._up)):
+            if process is not None and process.poll() is not None:
+                raise StageError(f"{name} ended with code {process.returncode}\n{self.last_words(name)}")
+        if time.monotonic() > deadline:
+            raise StageError(f"{what} was not ready after {START_SECONDS:g} s\n{self.last_words('up')}")
+
+    def _spawn(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        with self._log(name, "out") as out, self._log(name, "err") as err:
+            # A session of its own: Ctrl-C reaches the rehearsal first, which then stops the others in order.
+            return subprocess.Popen(
+                command, cwd=self.folder, env=self._environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def _log(self, name: str, kind: str) -> IO[bytes]:
+        return (self.logs / f"{name}.{kind}").open("ab")
+
+    def _environment(self, tied: bool = True) -> dict[str, str]:
+        ours = {name: value for name, value in os.environ.items() if not name.upper().startswith("SALES_PUSH_")}
+        ours["SALES_PUSH_CONFIG"] = str(self.config)
+        # The children run what this process runs, installed or not: their working folder is another one.
+        roots = [str(Path(__file__).resolve().parents[2]), ours.get("PYTHONPATH", "")]
+        ours["PYTHONPATH"] = os.pathsep.join(root for root in roots if root)
+        if tied and not self.setting.lasting:
+            ours["SALES_PUSH_PARENT"] = str(os.getpid())  # engine.supervisor.die_with_parent
+        return ours
+
+    # --- while it runs --------------------------------------------------------------------------------------------
+
+    def command(self, *arguments: str, codes: Sequence[int] = (0,)) -> str:
+        """What a `sales-push` command prints, as an operator would run it here. Raises StageError for other codes."""
+        done = subprocess.run(
+            [*program(), *arguments], cwd=self.folder, env=self._environment(tied=False), stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        if done.returncode not in codes:
+            raise StageError(f"sales-push {arguments[0]} ended with code {done.returncode}\n{done.stderr[-2000:]}")
+        return done.stdout
+
+    async def counts(self) -> dict[str, Any]:
+        """The providers' own count (engine.rehearsal.server.Counts by name), asked over the control port."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._control)
+        try:
+            writer.write(b"counts\n")
+            counts: dict[str, Any] = json.loads(await asyncio.wait_for(reader.readline(), 10.0))
+            return counts
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def check_alive(self) -> None:
+        """Raises StageError when `up` or the sink has ended."""
+        self._check(time.monotonic() + 1.0, "")
+
+    def last_words(self, name: str, lines: int = 12) -> str:
+        """The end of a log; logs hold no address (policy.logs), so it may be shown."""
+        try:
+            text = (self.logs / f"{name}.err").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """Let go of everything without stopping it."""
+        for process in (self._up, self._sink):
+            if process is not None:
+                process.returncode = process.poll() or 0  # no ResourceWarning for children we mean to leave
+        self._close_reader()
+
+    async def stop(self) -> None:
+        """Stop everything that was started, and be sure of it. Safe to call twice."""
+        self._close_reader()
+        up, self._up = self._up, None
+        if up is not None:
+            for number, patience in ((signal.SIGTERM, 2 * DRAIN_SECONDS), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+                if await _ended(up, number, patience):
+                    break
+            await self._end_server()
+        sink, self._sink = self._sink, None
+        if sink is not None and not await _ended(sink, signal.SIGTERM, 5.0):
+            await _ended(sink, signal.SIGKILL, 5.0)
+
+    def _close_reader(self) -> None:
+        if self._reads:
+            self._reads = False
+            self.reader.close()
+
+    async def _end_server(self) -> None:
+        """The embedded server survives a killed supervisor on purpose (policy.valkey); a rehearsal's must not."""
+        try:
+            pid = int((self.data / "valkey" / "valkey.pid").read_text())
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, ValueError):
+            return
+        if os.fsencode(self.folder) not in command:
+            return  # somebody else's: the number was given again
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            deadline = time.monotonic() + 5.0
+            while time.monotonic() < deadline:
+                if not Path(f"/proc/{pid}").exists():
+                    return
+                await asyncio.sleep(_POLL)
+
+
+async def _ended(process: subprocess.Popen[bytes], number: signal.Signals, patience: float) -> bool:
+    """Send a signal to one process of ours and wait; True when it is gone."""
+    if process.poll() is None:
+        process.send_signal(number)
+    deadline = time.monotonic() + patience
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(_POLL)
+    return True

@@ -1,0 +1,70 @@
+"""Commands of the ground floor: the writer's role, suppressions, figures, the story of a person, accounts.
+
+Promise: what changes something goes through the writer's socket and is in force when the command returns; what only
+looks reads SQL (``mode=ro``) and works while nothing runs. ``--json`` prints one document a command, instants in
+microseconds. Exit codes: 0 done, 1 not found or failed, 2 wrong usage or configuration.
+
+An address typed here goes into no log and no store: it becomes a keyed tag before anything is asked. Rooms import what
+they run only when it runs: ``--help`` stays fast.
+
+Rooms: `asking` (what every command needs), `suppressions`, `figures` (status, why), `work` (jobs), `holders`
+(accounts).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import typer
+
+from policy.cli.asking import Config, fail
+from policy.cli.figures import status, why
+from policy.cli.holders import account
+from policy.cli.suppressions import suppress
+from policy.cli.work import jobs
+
+commands = typer.Typer(no_args_is_help=True)
+run = typer.Typer(no_args_is_help=True, help="One role alone, for systemd or containers.")
+commands.add_typer(run, name="run")
+commands.add_typer(suppress, name="suppress")
+commands.add_typer(jobs, name="jobs")
+commands.add_typer(account, name="account")
+commands.command("status")(status)
+commands.command("why")(why)
+
+
+@commands.callback()
+def _floor() -> None:
+    """Typer makes a lone command the program itself; a callback keeps the group a group."""
+
+
+@run.callback()
+def _roles() -> None:
+    """The same, one level down."""
+
+
+@run.command("policy")
+def run_policy(config: Config = None) -> None:
+    """The policy process: the one SQL writer, on its unix socket. One a data folder."""
+    import signal
+
+    import uvloop
+
+    from policy import logs
+    from policy.settings import PolicySettings, load
+    from policy.writer import WriterError, serve
+
+    settings = load(PolicySettings, config)
+    logs.configure("policy", settings.log_json, settings.log_level)
+
+    async def until_told() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await serve(settings, stop)
+
+    try:
+        uvloop.run(until_told())
+    except WriterError as error:
+        fail(str(error))
