@@ -135,9 +135,6 @@ class Retry(_Table):
     greylist: float = Field(default=600.0, gt=0.0, le=3600.0)
     """Seconds before the second attempt when the reply says greylisting. Greylisting servers ask for 5 to 15 minutes;
     coming at the ordinary 30 only delays the mail."""
-    jitter: float = Field(default=0.2, ge=0.0, le=0.5)
-    """Part of a pause that is random, as a fraction.5. Without it a campaign deferred at once comes back at once
-    (mail-standards S-02)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Retry:
@@ -164,15 +161,8 @@ class Batches(_Table):
     lease_slices: int = Field(default=16, ge=1, le=1024)
     """Slices (up to 64 recipients each) leased in one call. 16 keeps a worker busy for about half a second at 2,000
     messages/s, within the gate's promise of 1 s."""
-    sign: int = Field(default=8, ge=1, le=256)
-    """Messages signed together. Decision 2: multi-buffer RSA needs 8 to fill its lanes."""
-    sign_threads: int = Field(default=1, ge=1, le=64)
-    """Threads that sign, per worker. OpenSSL releases the interpreter while it signs; with one worker per core one
-    thread is enough."""
     settle_seconds: float = Field(default=0.25, gt=0.0, le=5.0)
     """Outcomes are settled at least this often, in seconds. Promise T7 says 0.25."""
-    group_commit: float = Field(default=0.01, ge=0.0, le=1.0)
-    """The journal is flushed to disk at most this many seconds after an outcome. Promise T7: 10 ms."""
 
 
 class Intake(_Table):
@@ -181,12 +171,6 @@ class Intake(_Table):
     claim: int = Field(default=8, ge=1, le=256)
     """Entries of the intake stream claimed at a time by one worker. An audience chunk is up to 1 MiB: 8 keep memory
     flat."""
-    chunk_rows: int = Field(default=1000, ge=1, le=10_000)
-    """Recipients asked about, resolved and put in one step. One SQL transaction and one script per partition; 1,000
-    cost at most 60 ms of CPU in the vault."""
-    job_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
-    """Largest job entry in bytes, attachments and inline recipients included. Redis refuses values over 512 MiB; a
-    job this large belongs into audience chunks."""
     message_bytes: int = Field(default=10 * 1024 * 1024, ge=16 * 1024, le=64 * 1024 * 1024)
     """Largest message in bytes after encoding. 10 MiB is what the strictest large providers take; a larger one
     bounces at every recipient."""
@@ -333,12 +317,6 @@ class EngineSettings(_Described, BaseSettings):
     """Metrics and health."""
     supervisor: Supervisor = Field(default_factory=Supervisor)
     """How `sales-push up` keeps its children."""
-    connections: int = Field(default=200, ge=1, le=10_000)
-    """SMTP connections per worker, all sites together. Each costs a file descriptor and about 100 KiB with TLS; see
-    LimitNOFILE in the unit."""
-    idle_seconds: float = Field(default=20.0, ge=0.0, le=300.0)
-    """An idle connection is kept this many seconds for the next message. RFC 5321 4.5.3.2.7 lets a server hang up
-    after 5 minutes; large ones do after 30 s or less."""
     lease_seconds: float = Field(default=60.0, ge=2.0, le=3600.0)
     """A lease whose heartbeat stands still this long is taken over, in seconds. Heartbeats come every third of it; a
     worker stopped for longer must find its slices gone (promise T3)."""

@@ -256,4 +256,5 @@ async def _both(
     for each in tasks:
         each.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    log.info("worker ends", extra=courier.statistics()["outcomes"])
     return code

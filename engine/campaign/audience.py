@@ -26,7 +26,8 @@ from typing import Any, BinaryIO, Final
 import msgspec
 
 from engine.campaign.job import MOST_ROW_BYTES, Recipient
-from engine.campaign.problems import Problem, examine, nearest, parse, shown, type_info
+from engine.campaign.problems import Problem, examine, nearest, shown, type_info
+from engine.campaign.strict import parse
 from engine.campaign.validation import CHECKS, read_row
 from policy.address import AddressError
 from policy.address import parse as parse_address

@@ -103,7 +103,7 @@ def _settings(config: Path | None) -> PolicySettings:
 
 def _document(path: Path) -> dict[str, Any]:
     from engine.campaign.job import MOST_BYTES
-    from engine.campaign.problems import parse
+    from engine.campaign.strict import parse
     from policy.instants import rfc3339
 
     parsed = parse(path.read_bytes(), MOST_BYTES)

@@ -1,7 +1,7 @@
 """Preview: the exact message one recipient would get, made on the path that mail takes, and a copy of it to try out.
 
 Promise: review, expansion, compile, compose and sign are those of delivery; only the numbers a job gets when it is
-accepted are not there yet (job and subject are 0, so links of a preview lead nowhere and an opt-out in it opts nobody
+accepted are not there yet (it is job 0 and list 0, so links of a preview lead nowhere and an opt-out in it opts nobody
 out). What expansion would refuse is refused here with the same reason, except what only the store knows (suppression,
 duplicates, the consent ledger).
 
@@ -34,7 +34,8 @@ from policy.gate import Mode, Permit
 from policy.keys import Keyring
 from tracker.links import Links
 
-NOBODY = 0  # job and subject number of a message that is not sent
+NOBODY = 0  # the job number of a message that is not sent: no job has it, so its links lead nowhere
+SAMPLE = 1  # a subject number; 0 would say "aggregate" in a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def preview(
     permit = Permit(NOBODY, someone.mref, time.monotonic())
     try:
         recipient = person(
-            links, program, job=NOBODY, mref=someone.mref, subject=NOBODY, address=address,
+            links, program, job=NOBODY, mref=someone.mref, subject=SAMPLE, address=address,
             fields=dict(zip(someone.columns, someone.values, strict=True)), list_number=NOBODY,
             partition=someone.partition, tag=someone.tag, optout_domain=bounce_domain,
             mode_opens=Mode(someone.opens), mode_clicks=Mode(someone.clicks),

@@ -1,11 +1,8 @@
-"""Strict JSON and the second pass: every mistake of a payload at once, each with its place and a way out.
+"""The second pass: every mistake of a payload at once, each with its place and a way out.
 
-Law: whatever bytes come in, `parse` and `examine` return; they never raise, and nothing they say quotes a value
-(values are addresses and letters; a path names fields only, and a field name that is not a plain word is described).
-
-`parse` refuses what JSON readers let through in silence (faults.md 3.6): doubled names (the last would win), NaN and
-infinities, integers beyond 2**53 (RFC 7493 2.2: other readers round them), lone surrogates, nesting that blows a stack.
-It keeps reading: an unusable value becomes an `Unusable` in the tree and `examine` reports it with its path.
+Law: whatever tree comes in, `examine` returns; it never raises, and nothing it says quotes a value (values are addresses
+and letters; a path names fields only, and a field name that is not a plain word is described). [] means that
+``msgspec.convert`` will succeed.
 
 `examine` walks the tree beside the msgspec type it should have (`msgspec.inspect`), so a field declared once is
 checked, documented (`sales-push schema`) and decoded by the same declaration. Checks that a type cannot say (an
@@ -17,7 +14,6 @@ Known limits: at most `MOST` problems are listed; then a last line says that the
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,8 +24,6 @@ from msgspec import inspect
 
 MOST = 500  # a report nobody reads to the end helps nobody; a payload of pure garbage must not fill the stream
 DEEPEST = 12  # objects and lists inside one another; the schema itself needs six
-LARGEST_INTEGER = 2**53 - 1  # RFC 7493 2.2
-_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
 
 
@@ -48,7 +42,7 @@ Check: TypeAlias = Callable[[str], tuple[str, str] | None]
 
 
 class Unusable:
-    """Stands in the tree where JSON text held something no reader agrees on."""
+    """Stands in a tree (strict.py) where JSON text held something no two readers agree on."""
 
     __slots__ = ("message",)
 
@@ -61,77 +55,6 @@ class Doubled(dict[str, Any]):
 
     __slots__ = ("names",)
     names: list[str]
-
-
-@dataclass(slots=True)
-class Parsed:
-    """value: the tree (None when the text is not JSON at all, then problems say why).
-
-    doubtful: the tree may hold `Unusable`, `Doubled` or broken text, so it must be examined, not trusted.
-    exact: no float and no name outside the basic plane, so the canonical form needs no slow path (canonical.py).
-    """
-
-    value: Any
-    problems: list[Problem] = field(default_factory=list)
-    doubtful: bool = False
-    exact: bool = True
-
-
-def parse(payload: bytes, most_bytes: int) -> Parsed:
-    """Read JSON strictly. Never raises."""
-    if len(payload) > most_bytes:
-        return Parsed(None, [Problem("$", f"the payload has {len(payload):,} bytes, at most {most_bytes:,} are read")])
-    try:
-        text = payload.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return Parsed(None, [Problem("$", f"not UTF-8: byte {error.start} cannot be read", "encode the JSON as UTF-8")])
-    parsed = Parsed(None, doubtful=_SURROGATE_ESCAPE.search(payload) is not None)
-
-    def unusable(message: str) -> Unusable:
-        parsed.doubtful = True
-        return Unusable(message)
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(items)
-        if len(made) == len(items):
-            return made
-        parsed.doubtful = True
-        doubled = Doubled(made)
-        seen: set[str] = set()
-        doubled.names = []
-        for name, _ in items:
-            if name in seen and name not in doubled.names:
-                doubled.names.append(name)
-            seen.add(name)
-        return doubled
-
-    def integer(digits: str) -> int | Unusable:
-        if len(digits) < 16 or (len(digits) <= 17 and abs(int(digits)) <= LARGEST_INTEGER):
-            return int(digits)
-        return unusable("the number is beyond 2^53-1: other readers would round it")
-
-    def decimal(digits: str) -> float | Unusable:
-        parsed.exact = False
-        number = float(digits)
-        if number in (float("inf"), float("-inf")):
-            return unusable("the number is too large")
-        return number
-
-    def constant(name: str) -> Unusable:
-        return unusable(f"{name} is not JSON")
-
-    try:
-        parsed.value = json.loads(
-            text, object_pairs_hook=pairs, parse_int=integer, parse_float=decimal, parse_constant=constant
-        )
-    except RecursionError:
-        parsed.problems.append(Problem("$", "nested too deeply to be read"))
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        parsed.problems.append(Problem("$", f"not JSON: {error.msg} at {where}"))
-    except ValueError:
-        parsed.problems.append(Problem("$", "not JSON that can be read"))
-    return parsed
 
 
 def shown(name: str) -> str:

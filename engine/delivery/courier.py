@@ -34,6 +34,7 @@ from engine.delivery.desk import MOST, Desk, jitter
 from engine.delivery.gatekeeper import Gatekeeper
 from engine.delivery.hand import Hand, Letter
 from engine.delivery.outcome import Outcome
+from engine.delivery.press import Press
 from engine.delivery.settling import Settling
 from engine.delivery.site import NoSite, Resolver, Site
 from engine.queue import pace, schedule
@@ -82,6 +83,7 @@ class Courier:
         self.permits = permits
         self.journal = journal
         self.gatekeeper = Gatekeeper(lanes)
+        self.press = Press(self)
         self.hello = hello
         self.patience = patience
         self.is_stopping = False
@@ -117,6 +119,7 @@ class Courier:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._leasing(), name="leasing"),
+                group.create_task(self.press.run(), name="press"),
                 group.create_task(self._listening(), name="wake-ups"),
                 group.create_task(self._beating(), name="heartbeat"),
                 group.create_task(self._settling.run(), name="settling"),
@@ -204,10 +207,17 @@ class Courier:
         if desk.appetite >= MOST:
             self._news.set()
 
+    def put_back(self, letters: list[Letter]) -> None:
+        """Letters taken and not sent go to the front of their desks' stock."""
+        for letter in reversed(letters):
+            if letter.hand.desk is not None:
+                letter.hand.desk.put_back([letter])
+
     def compose(self, permitted: list[tuple[Permit, Letter]], void_at: float) -> list[Outbound]:
         """Render and sign a batch of messages of any jobs. A recipient that cannot be rendered is refused INVALID and
         does not stop the others."""
         messages: list[Outbound] = []
+        self._counts["composed"] = self._counts.get("composed", 0) + len(permitted)
         by_job: dict[Loaded, list[tuple[Permit, Letter]]] = {}
         for permit, letter in permitted:
             by_job.setdefault(letter.hand.job, []).append((permit, letter))

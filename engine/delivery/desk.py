@@ -6,11 +6,12 @@ Laws:
   RCPT for one that aged on the wire waits for a fresh Permit or is withdrawn;
 - who opens or closes connections is decided by `pool.plan` and `pace`, without a wait between looking and changing.
 
-The path of a recipient: `add` (leased) · `_refill` (gate asked, composed, signed in batches, put on a line) ·
+The path of a recipient: `add` (leased) · `press` (gate asked, composed, signed in
+batches, put on a line) ·
 `next_message` (pulled by the connection) · `on_intent` (journalled) · `on_verdict` · settling.
 
 A line starts with small batches and doubles them while they are used up in time, so that a site that takes two
-seconds a message does not have sixteen signed messages grow old on every line.
+seconds a message does not have eight signed messages grow old on every line.
 """
 
 from __future__ import annotations
@@ -30,13 +31,11 @@ from engine.delivery import pool
 from engine.delivery.connection import Closed, Connection, Outbound, Terms, Verdict
 from engine.delivery.hand import Hand, Letter
 from engine.delivery.outcome import Outcome, Scope, judge, judge_connection
+from engine.delivery.press import ask_again
 from engine.delivery.site import Site
 from engine.queue import pace
 from engine.queue.journal import Intent
-from engine.queue.lanes import GateRequest
 from engine.smtp.words import Trouble
-from policy.events import Reason
-from policy.gate import PERMIT_SECONDS, Permit, Refusal, Standing, decide
 
 if TYPE_CHECKING:
     from engine.delivery.courier import Courier
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TARGETS = 4  # addresses tried in a row before a failure to connect counts against the site (S-09: two at least)
-MOST = 16  # recipients asked about and composed for one line at a time; two batches of eight signatures
+MOST = 8  # recipients written for one line at a time
 HOLD_SECONDS = 5.0  # a site left alone for longer gives its slices back; for less they wait here
 IDLE_SECONDS = 10.0  # a connection without work is kept this long: the next slice is often near
 
@@ -56,7 +55,7 @@ class Line:
     permit: str
     ready: deque[Outbound] = field(default_factory=deque)
     batch: int = 2
-    refilling: asyncio.Task[None] | None = None
+    ordered: bool = False
     idle_since: float = 0.0
     aged: bool = False
 
@@ -109,13 +108,13 @@ class Desk:
         if self.is_held:
             return 0
         lines = max(1, min(self.limits.connections, self.pace.connections))
-        return max(0, lines * MOST * 2 - len(self.stock))
+        return max(0, lines * MOST * 4 - len(self.stock))
 
     @property
     def is_held(self) -> bool:
         return self.pace.is_idle(_micros(time.monotonic()))
 
-    def _back(self, letters: list[Letter]) -> None:
+    def put_back(self, letters: list[Letter]) -> None:
         """Letters that were not sent go to the front of the stock."""
         for letter in reversed(letters):
             letter.hand.abroad -= 1
@@ -128,7 +127,7 @@ class Desk:
     def adjust(self) -> None:
         """Open and close connections as planned now."""
         now = time.monotonic()
-        idle = [connection for connection, line in self.lines.items() if line.idle_since and not line.refilling]
+        idle = [connection for connection, line in self.lines.items() if line.idle_since and not line.ordered]
         plan = pool.plan(
             stock=len(self.stock),
             connected=len(self.lines),
@@ -197,7 +196,7 @@ class Desk:
     def housekeeping(self, now: float) -> None:
         """Once a second: end what has been idle for long, hand back what a long back-off would keep here."""
         for connection, line in list(self.lines.items()):
-            if line.idle_since and now - line.idle_since > IDLE_SECONDS and not line.refilling:
+            if line.idle_since and now - line.idle_since > IDLE_SECONDS and not line.ordered:
                 connection.quit()
         left = self.pace.idle_until / 1e6 - now
         if left > HOLD_SECONDS:
@@ -222,7 +221,7 @@ class Desk:
     async def close(self) -> None:
         """Drain: nothing new is started; returns when the last message has its verdict and all connections are gone."""
         for connection, line in list(self.lines.items()):
-            self._back([_letter(message) for message in line.ready])
+            self.put_back([_letter(message) for message in line.ready])
             line.ready.clear()
             connection.quit()
         while self.lines or self._tasks:
@@ -251,7 +250,7 @@ class Desk:
                     self._want(connection, line)
                 return message
             line.aged = True
-            self._back([_letter(message)])
+            self.put_back([_letter(message)])
         self._want(connection, line)
         return None
 
@@ -274,21 +273,21 @@ class Desk:
         resend = header.resend and not header.in_doubt(letter.index)
         outcome = judge(verdict, resend=resend)
         if not outcome.recorded or verdict.trouble is Trouble.VOID:
-            self._back([letter])  # the peer was never asked about this one
+            self.put_back([letter])  # the peer was never asked about this one
             return
         self._feel(outcome)
         if outcome.scope is Scope.SITE and verdict.trouble is Trouble.GOODBYE and connection.delivered:
             # 421 on a connection that has delivered is the site's limit of messages a connection (or a moment's): the
             # pace eases, the connection ends, and this recipient was not refused. Without a delivery before it, it is
             # an attempt like any other, so that nobody goes round for ever.
-            self._back([letter])
+            self.put_back([letter])
             return
         letter.hand.abroad -= 1
         if not letter.hand.dead:
             self._courier.conclude(letter, outcome, connection.tls_version)
 
     def on_void(self, connection: Connection, message: Outbound) -> None:
-        self._spawn(self._ask_again(connection, message), "renew")
+        self._spawn(ask_again(self._courier, connection, message, _letter(message)), "renew")
 
     def on_idle(self, connection: Connection) -> None:
         line = self.lines.get(connection)
@@ -298,7 +297,7 @@ class Desk:
     def on_closed(self, connection: Connection, closed: Closed) -> None:
         line = self.lines.pop(connection, None)
         if line is not None:
-            self._back([_letter(message) for message in line.ready])
+            self.put_back([_letter(message) for message in line.ready])
             line.ready.clear()
             self._spawn(self._give_back(line.permit), "give back")
         if closed.trouble is not Trouble.LEFT and not connection.delivered:
@@ -332,18 +331,21 @@ class Desk:
             self._courier.fail(error)
 
     def _want(self, connection: Connection, line: Line) -> None:
-        if line.refilling is None and self.stock and not self.is_held and not self._courier.must_wait:
-            if line.aged:
-                line.batch, line.aged = max(1, line.batch // 2), False
-            elif line.batch < MOST:
-                line.batch *= 2
-            task = asyncio.ensure_future(self._refill(connection, line))
-            task.set_name(f"desk {self.ref} refill")
-            line.refilling = task
-            self._tasks.add(task)
-            task.add_done_callback(self._done)
+        if line.ordered or not self.stock or self.is_held or self._courier.must_wait:
+            return
+        if time.monotonic() < self._tokens_after:
+            return  # the rate wakes us
+        if line.aged:
+            line.batch, line.aged = max(1, line.batch // 2), False
+        elif line.batch < MOST:
+            line.batch *= 2
+        line.ordered = True
+        self._courier.press.order(self, connection, line)
 
-    def _take(self, count: int) -> list[tuple[Hand, int]]:
+    # --- what the press says --------------------------------------------------------------------------------------
+
+    def take(self, count: int) -> list[tuple[Hand, int]]:
+        """Recipients from the front of the stock."""
         taken: list[tuple[Hand, int]] = []
         while self.stock and len(taken) < count:
             hand, index = self.stock.popleft()
@@ -354,30 +356,17 @@ class Desk:
             taken.append((hand, index))
         return taken
 
-    async def _refill(self, connection: Connection, line: Line) -> None:
-        try:
-            count = await self._allowed(line.batch)
-            if not count:
-                return
-            taken = self._take(count)
-            if not taken:
-                return
-            permitted, asked_at = await self._permit(taken)
-            for start in range(0, len(permitted), 8):
-                messages = self._courier.compose(permitted[start : start + 8], asked_at + PERMIT_SECONDS)
-                if connection.closed is not None:
-                    self._back([_letter(message) for message in messages])
-                    continue
-                line.ready.extend(messages)
-                connection.wake()
-                await asyncio.sleep(0)
-        finally:
-            line.refilling = None
-            if connection.closed is None and not line.ready and self.stock:
-                connection.wake()
-            self._courier.hungry(self)
+    def served(self, connection: Connection, line: Line, messages: list[Outbound]) -> None:
+        """What a line ordered is ready, or there was nothing."""
+        line.ordered = False
+        if connection.closed is not None:
+            self.put_back([_letter(message) for message in messages])
+        elif messages:
+            line.ready.extend(messages)
+            connection.wake()
+        self._courier.hungry(self)
 
-    async def _allowed(self, wanted: int) -> int:
+    async def allowed(self, wanted: int) -> int:
         """How many messages the site's rate lets us start now."""
         rate = self.pace.rate
         if not rate:
@@ -388,65 +377,19 @@ class Desk:
                 return 0
             block = max(wanted, min(MOST * 4, int(rate / 10) or 1))
             burst = max(1, int(min(rate, self.limits.burst)))
-            tokens = await self._courier.permits.tokens(self.ref, block, rate, burst)
-            self._tokens = tokens.granted
-            if not tokens.granted:
+            try:
+                tokens = await self._courier.permits.tokens(self.ref, block, rate, burst)
+            except (RedisError, OSError):
+                self._courier.in_trouble()
+                return 0
+            self._tokens += tokens.granted
+            if not self._tokens:
                 self._tokens_after = now + tokens.wait
                 self._courier.loop.call_later(tokens.wait + 0.001, self.adjust)
                 return 0
         count = min(wanted, self._tokens)
         self._tokens -= count
         return count
-
-    async def _permit(self, taken: list[tuple[Hand, int]]) -> tuple[list[tuple[Permit, Letter]], float]:
-        """Ask the gate about recipients; those it refuses are recorded, those it leaves are returned."""
-        by_hand: dict[Hand, list[int]] = {}
-        for hand, index in taken:
-            by_hand.setdefault(hand, []).append(index)
-        requests = [
-            GateRequest(
-                hand.lease.partition,
-                hand.lease.slice_id,
-                hand.lease.token,
-                [hand.reference(index)[1] for index in indexes],
-                hand.domain_tag,
-            )
-            for hand, indexes in by_hand.items()
-        ]
-        told = await self._courier.gatekeeper.ask(requests)
-        permitted: list[tuple[Permit, Letter]] = []
-        for (hand, indexes), answer in zip(by_hand.items(), told.answers, strict=True):
-            letters = [Letter(hand, index, hand.reference(index)[0]) for index in indexes]
-            if answer is None:  # the store did not answer: nobody is written to (fails closed)
-                self._courier.in_trouble()
-                self._back(letters)
-            elif answer.standing is not Standing.CLEAR:
-                self._courier.stand_down(hand, letters, answer.standing)
-            else:
-                for letter, fact in zip(letters, answer.facts, strict=True):
-                    verdict = decide(fact, hand.header.job, letter.mref, told.asked_at)
-                    if isinstance(verdict, Refusal):
-                        hand.abroad -= 1
-                        self._courier.refuse(letter, verdict.reason)
-                    else:
-                        permitted.append((verdict, letter))
-        return permitted, told.asked_at
-
-    async def _ask_again(self, connection: Connection, message: Outbound) -> None:
-        letter = _letter(message)
-        hand = letter.hand
-        request = GateRequest(
-            hand.lease.partition, hand.lease.slice_id, hand.lease.token, [hand.reference(letter.index)[1]],
-            hand.domain_tag,
-        )  # fmt: skip
-        told = await self._courier.gatekeeper.ask([request])
-        answer = told.answers[0]
-        clear = answer is not None and answer.standing is Standing.CLEAR
-        fact = answer.facts[0] if answer is not None and clear else int(Reason.RESTRICTED)
-        if isinstance(decide(fact, hand.header.job, letter.mref, told.asked_at), Permit):
-            connection.renew(message, told.asked_at + PERMIT_SECONDS)
-        else:
-            connection.withdraw(message)  # comes back to the stock, and the gate says why when it is asked there
 
 
 def _letter(message: Outbound) -> Letter:

@@ -4,7 +4,7 @@ Law: a campaign that passes here can be written to any recipient whose values fi
 remedy (P-47 destinations, undeclared fields, reserved headers S-13, lists and postal addresses P-52). A campaign whose
 text lacks a visible opt-out, preferences, notice or postal address gets them in a footer, in HTML and text.
 
-Pure, and the same campaign gives the same object: the last 64 are kept by content, so intake and workers may ask as
+Pure, and the same campaign gives the same object: the last 16 are kept by content, so intake and workers may ask as
 often as they like.
 
 Known limits: the footer's wording is English; a variable inside an {% if %} does not count as visible.
@@ -58,7 +58,7 @@ def compile_campaign(campaign: Campaign) -> Program | list[Problem]:
     return result if isinstance(result, Program) else list(result)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _compile(campaign: Campaign) -> Program | list[Problem]:
     problems = [*_head_problems(campaign), *_attachment_problems(campaign)]
     known = None if campaign.fields is None else campaign.fields | set(contexts.PROVIDED)
@@ -82,7 +82,7 @@ def _compile(campaign: Campaign) -> Program | list[Problem]:
             problems.append(Problem(path, "is empty", "leave it out, or write something"))
     page = _lay_out_page(campaign, sources, problems)
     text = _lay_out_text(campaign, sources, problems)
-    subject = rewrite.lay_out_text(sources.get("subject", []))
+    subject = rewrite.lay_out_header(sources.get("subject", []))
     if any("\n" in node.text for node in subject.nodes if isinstance(node, Literal)):
         problems.append(Problem("subject", "has more than one line", "write it in one"))
     if problems or text is None:
@@ -104,7 +104,7 @@ def _lay_out_page(campaign: Campaign, sources: dict[str, list[Token]], problems:
 
 def _lay_out_text(campaign: Campaign, sources: dict[str, list[Token]], problems: list[Problem]) -> Layout | None:
     tokens = sources.get("text")
-    if tokens is None and campaign.text is None and "html" in sources:
+    if tokens is None and campaign.text is None and "html" in sources and not any(p.path == "html" for p in problems):
         tokens = derive.text_of(sources["html"])
         if tokens is None:
             problems.append(

@@ -25,6 +25,7 @@ class Context(enum.Enum):
     PATH = "path"
     QUERY = "query"
     PLAIN = "plain"
+    HEADER = "header"
 
 
 PROVIDED: Final = ("unsubscribe_url", "preferences_url", "notice_url", "view_url", "postal_address")

@@ -39,11 +39,21 @@ class _Reader(HTMLParser):
         self.source: list[str] = []
         self.out: list[str] = []
         self._blocks = blocks
+        self._ended = 2
         self._unseen: list[str] = []
         self._links: list[tuple[str, int]] = []
 
     def _gap(self, lines: int) -> None:
-        self.out.append("\n" * lines)
+        """At least so many line ends here, those already there counted."""
+        missing = lines - self._ended
+        if missing > 0:
+            self.out.append("\n" * missing)
+            self._ended = lines
+
+    def _say(self, text: str) -> None:
+        self.out.append(text)
+        if text.strip(" "):
+            self._ended = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
@@ -56,14 +66,14 @@ class _Reader(HTMLParser):
         if tag in _BLOCK or tag in _APART:
             self._gap(2 if tag in _APART else 1)
         if tag == "br":
-            self._gap(1)
+            self._gap(self._ended + 1)
         elif tag == "li":
-            self.out.append("- ")
+            self._say("- ")
         elif tag == "hr":
-            self.out.append("--")
-            self._gap(1)
+            self._say("--")
+            self._gap(2)
         elif tag == "img":
-            self.out.append((values.get("alt") or "").strip())
+            self._say((values.get("alt") or "").strip())
         elif tag == "a":
             self._links.append((values.get("href") or "", len(self.out)))
 
@@ -83,13 +93,13 @@ class _Reader(HTMLParser):
             label = "".join(self.out[begin:]).strip()
             href = href.strip()
             if href and not href.startswith("#") and href not in (label, "mailto:" + label, "tel:" + label):
-                self.out.append(f" <{href}>" if label else href)
+                self._say(f" <{href}>" if label else href)
         elif tag in _BLOCK or tag in _APART:
             self._gap(2 if tag in _APART else 1)
 
     def handle_data(self, data: str) -> None:
         if not self._unseen:
-            self.out.append(re.sub(r"[ \t\r\n\f]+", " ", data))
+            self._say(re.sub(r"[ \t\r\n\f]+", " ", data))
         else:
             self.out += [found.group() for found in _MARK.finditer(data) if int(found.group(1)) in self._blocks]
 

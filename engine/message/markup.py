@@ -70,7 +70,8 @@ class Walk(HTMLParser):
             self.unclosed = True
         if self._hidden_tag:
             self.hidden.append((self._hidden_from, base + len(masked)))
-        self.close()
+        if not self.unclosed:
+            self.close()  # at the end of a broken source it would look for an end from every "<" again: quadratic
 
     def _at(self) -> int:
         line, offset = self.getpos()

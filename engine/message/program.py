@@ -99,6 +99,7 @@ class Program:
         self._renderer = Renderer(contexts.FILTERS)
         self._words: dict[Key, Words] = {}
         self._sources: dict[Key, Source] = {}
+        self._files: dict[Attachment, bytes] = {}
         self._variants: dict[tuple[bool, bool], Variant] = {}
         self._required: set[str] = set()
         self._subject = self._cut(subject.nodes, html_part=False, tracked=False, pixel=False).pieces
@@ -255,7 +256,7 @@ class Program:
         else:
             letters = iter("abc")
             outer = next(letters)
-            parts = [mime.attachment_part(attachment) for attachment in loose]
+            parts = [self._file(attachment) for attachment in loose]
             content: list[bytes | Source] = self._with_head(text)
             if self._page is not None:
                 page = self._cut(self._page.nodes, html_part=True, tracked=tracked, pixel=pixel)
@@ -266,18 +267,24 @@ class Program:
                 ]
                 if inline:
                     related = next(letters)
-                    images: list[list[bytes | Source]] = [[mime.attachment_part(image)] for image in inline]
+                    images: list[list[bytes | Source]] = [[self._file(image)] for image in inline]
                     branch = self._multi(related, [branch, *images])
                     branch.insert(0, self._inner_head("multipart/related", related, (("type", "text/html"),)))
                 content = self._multi(alternative, [content, branch])
                 if loose:
                     content.insert(0, self._inner_head("multipart/alternative", alternative, ()))
             elif inline:
-                parts += [mime.attachment_part(image) for image in inline]
+                parts += [self._file(image) for image in inline]
             files: list[list[bytes | Source]] = [[part] for part in parts]
             wire += self._multi(outer, [content, *files]) if files else content
             wire.append(b"\r\n")
         return pack(wire)
+
+    def _file(self, attachment: Attachment) -> bytes:
+        """Encoded once, shared by all variants."""
+        if attachment not in self._files:
+            self._files[attachment] = mime.attachment_part(attachment)
+        return self._files[attachment]
 
     def _with_head(self, text: Part) -> list[bytes | Source]:
         encoding, content = self._text_part(text, alone=False)

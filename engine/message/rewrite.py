@@ -304,13 +304,27 @@ def _literal(layout: Layout, text: str, start: int, end: int, base: int, pixel: 
         layout.nodes.append(Literal(text[start - base : end - base]))
 
 
-# ---- the text part
+# ---- the subject and the text part
+
+
+def lay_out_header(tokens: list[Token]) -> Layout:
+    """A subject: fields as they are, for the writer of headers to judge."""
+    layout = Layout()
+    for token in tokens:
+        if token.sort is Sort.TEXT:
+            layout.nodes.append(Literal(token.text))
+        elif token.sort is Sort.TAG:
+            layout.nodes.append(Tag(token.text))
+        else:
+            layout.nodes.append(Expression(token.text, Context.HEADER))
+    return layout
+
 
 _IN_TEXT_URL = re.compile(r"(?:https?://|mailto:)[^\s<>\"]*$", re.IGNORECASE)
 
 
 def lay_out_text(tokens: list[Token]) -> Layout:
-    """The text part or a subject: fields as they are, but percent-encoded inside a visible http address (P-47 too)."""
+    """The text part: fields as they are, but percent-encoded inside a visible http address (P-47 too)."""
     layout = Layout()
     masked, spans = _mask(tokens)
     tainted = _address_like(spans)

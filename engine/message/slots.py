@@ -110,6 +110,8 @@ def printable(value: Any, name: str) -> str:
 def escape_for(context: Context, html_part: bool) -> Callable[[str], str]:
     """str to str for a context; inside HTML everything is escaped as text in the end."""
     address = contexts.URL_ESCAPES.get(context)
+    if context is Context.HEADER:
+        return str  # the header's writer refuses what cannot be there; it must see it
     if address is None:
         return contexts.escape_text if html_part else contexts.clean_text
     if not html_part:
@@ -138,10 +140,14 @@ def quoted(pieces: list[str | Key], sources: Mapping[Key, Source]) -> list[bytes
     return wire
 
 
+_LARGE = 65_536
+
+
 def pack(wire: list[bytes | Source]) -> Variant:
     """Merges neighbours and numbers what is left: statics first, then each source once."""
     merged: list[bytes | Source] = []
-    for is_static, group in itertools.groupby(wire, lambda piece: isinstance(piece, bytes)):
+    # attachments stay the one object that all variants share
+    for is_static, group in itertools.groupby(wire, lambda piece: isinstance(piece, bytes) and len(piece) < _LARGE):
         pieces = list(group)
         merged += [b"".join(piece for piece in pieces if isinstance(piece, bytes))] if is_static else pieces
     statics = [piece for piece in merged if isinstance(piece, bytes)]

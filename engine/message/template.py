@@ -25,7 +25,9 @@ from typing import Final
 
 import minijinja
 
-MAX_SOURCE: Final = 1 << 20  # characters of one template
+MAX_SOURCE: Final = 512 * 1024  # characters of one template; Gmail cuts a message at 102 kB
+MAX_CONSTRUCTS: Final = 5_000
+MAX_SETS: Final = 100  # each is rendered again with every later slot that uses one
 MAX_LOOP_SOURCE: Final = 32 * 1024
 
 
@@ -69,8 +71,8 @@ def tokenise(source: str) -> list[Token]:
     """Cut a source. Raises TemplateFault where a construct is not closed."""
     tokens: list[Token] = []
     text: list[str] = []
-    text_line = 1
-    at = 0
+    text_line = line = 1
+    at = counted = 0
     trim_next = False
 
     def literal(piece: str) -> None:
@@ -96,7 +98,8 @@ def tokenise(source: str) -> list[Token]:
             return tokens
         literal(source[at : found.start()])
         start = found.start()
-        line = source.count("\n", 0, start) + 1
+        line += source.count("\n", counted, start)
+        counted = start
         marker = found.group()
         raw = _RAW.match(source, start)
         if raw is not None:
@@ -134,7 +137,7 @@ def tokenise(source: str) -> list[Token]:
         inside = inside[1 if left else 0 : -1 if right and len(inside) > 1 else None].strip()
         tokens.append(Token(Sort.EXPRESSION if marker == "{{" else Sort.TAG, inside, line))
         at = close + 2
-        text_line = source.count("\n", 0, at) + 1
+        text_line = line + source.count("\n", start, at)
 
 
 def _closing(source: str, at: int, marker: str) -> int:
@@ -233,6 +236,9 @@ def check(source: str, known: Collection[str] | None) -> list[Fault]:
         tokens = tokenise(source)
     except TemplateFault as fault:
         return [Fault(fault.line, str(fault))]
+    sets = [token for token in tokens if token.sort is Sort.TAG and keyword(token.text) == "set"]
+    if len(tokens) > 2 * MAX_CONSTRUCTS or len(sets) > MAX_SETS:
+        return [Fault(1, f"there are more than {MAX_CONSTRUCTS} constructs, or more than {MAX_SETS} sets")]
     faults = [fault for token in tokens if token.sort is not Sort.TEXT for fault in _token_faults(token)]
     environment = minijinja.Environment(pycompat=False, debug=False)
     try:

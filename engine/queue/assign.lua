@@ -25,7 +25,7 @@ local ids = redis.call('ZRANGE', prefix .. 'l:' .. lane, place, place + STEP - 1
 for _, id in ipairs(ids) do
   local due = redis.call('ZSCORE', due_key(id, old), id)
   if due then
-    local x = 1
+    redis.call('ZREM', due_key(id, old), id)
     redis.call('ZADD', due_key(id, site), due, id)
   end
 end

@@ -68,15 +68,12 @@ def verify(wire: bytes, keys: Mapping[bytes, bytes]) -> list[Signature]:
             good = bool(judge.verify(idx=index, dnsfunc=answer))
         except dkim.DKIMException:
             good = False
-        fields = {
-            (key if isinstance(key, bytes) else str(key).encode()).decode(): value
-            for key, value in (judge.signature_fields or {}).items()
-        }
-        covers = _text(fields.get("h", b"")).lower().split(":")
+        tags: Mapping[bytes, bytes] = judge.signature_fields or {}
+        covers = tags.get(b"h", b"").decode("ascii", "replace").lower().split(":")
         found.append(
             Signature(
-                _text(fields.get("a", b"")),
-                _text(fields.get("s", b"")),
+                tags.get(b"a", b"").decode("ascii", "replace"),
+                tags.get(b"s", b"").decode("ascii", "replace"),
                 good,
                 frozenset(word.strip() for word in covers),
             )
@@ -90,10 +87,6 @@ def is_proven(signatures: Sequence[Signature]) -> bool:
     return {"rsa-sha256", "ed25519-sha256"} <= kinds and all(
         signature.is_good and signature.covers >= ONE_CLICK for signature in signatures
     )
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
 
 
 @dataclass(frozen=True, slots=True)

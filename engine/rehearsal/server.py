@@ -176,26 +176,23 @@ class Session(asyncio.Protocol):
         """Take apart what is there, until it ends or something must be waited for; then speak."""
         data, at = self._buffer, 0
         self._buffer = b""
-        while at < len(data) and not self._paused and not self._closing:
+        goes_on = True
+        while goes_on and at < len(data) and not self._paused and not self._closing:
             if self._data:
-                after = self._body(data, at)
-            elif self._bdat or self._bdat_last:
-                after = self._chunk(data, at)
+                at, goes_on = self._body(data, at)
+            elif self._bdat:
+                at = self._chunk(data, at)
             else:
                 end = data.find(b"\r\n", at)
-                if end < 0:
-                    if len(data) - at > MAX_LINE:
-                        self._counts.bad_commands += 1
-                        self._goodbye(b"421 4.5.2 Line too long\r\n")
-                    break
-                self._command(data[at:end])
-                at = end + 2
-                continue
-            if after < 0:
-                break
-            at = after
-        if at < len(data) and not self._closing:
-            self._buffer = data[at:]
+                if end >= 0:
+                    self._command(data[at:end])
+                    at = end + 2
+                    continue
+                goes_on = False
+                if len(data) - at > MAX_LINE:
+                    self._counts.bad_commands += 1
+                    self._goodbye(b"421 4.5.2 Line too long\r\n")
+        self._buffer = data[at:]
         self._flush()
 
     def _flush(self) -> None:
@@ -290,6 +287,7 @@ class Session(asyncio.Protocol):
             )
             return
         self._data = self._fresh = True
+        self._keeping = self._sink.wants_next(self._post)
         self._out.append(b"354 End data with <CR><LF>.<CR><LF>\r\n")
 
     def _bdat_(self, line: bytes) -> None:
@@ -347,28 +345,24 @@ class Session(asyncio.Protocol):
 
     # ---- bodies
 
-    def _body(self, data: bytes, at: int) -> int:
-        """Take body bytes; the position after the final dot, or -1 with the rest kept in mind for more."""
+    def _body(self, data: bytes, at: int) -> tuple[int, bool]:
+        """Take body bytes; how far, and whether the message ended there (else more input is needed)."""
         if self._fresh:
             # The CRLF that ended DATA belongs to the pattern too: ".\r\n" at once is an empty body.
             if data.startswith(b".\r\n", at):
                 self._finish()
-                return at + 3
+                return at + 3, True
             if len(data) - at < 3:
-                self._buffer = data[at:]
-                return -1
+                return at, False
             self._fresh = False
         end = data.find(_END, at)
         if end >= 0:
             self._take(data[at : end + 2])
             self._finish()
-            return end + 5
-        keep = len(data) - 4
-        if keep > at:
-            self._take(data[at:keep])
-            at = keep
-        self._buffer = data[at:]
-        return -1
+            return end + 5, True
+        keep = max(at, len(data) - 4)  # the end may be cut by the segment's
+        self._take(data[at:keep])
+        return keep, False
 
     def _chunk(self, data: bytes, at: int) -> int:
         """Take bytes of a BDAT chunk (RFC 3030); the position after what was taken."""

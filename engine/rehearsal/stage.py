@@ -72,7 +72,7 @@ class StageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How the stage is built. keep, keep_every: messages the sink keeps a provider; lasting: left running afterwards."""
+    """How the stage is built. keep, keep_every: messages the sink keeps a provider; lasting: left running."""
 
     workers: int = 0
     providers: Sequence[Provider] = PROVIDERS
@@ -82,7 +82,7 @@ class Setting:
 
 
 def program() -> list[str]:
-    """The command line of this very installation: the console script beside the interpreter, else the same by import."""
+    """The command line of this installation: the console script beside the interpreter, else the same by import."""
     script = shutil.which("sales-push", path=str(Path(sys.executable).parent))
     return [sys.executable, script] if script else [sys.executable, "-c", "from engine.cli import main; main()"]
 
@@ -322,10 +322,14 @@ drain_seconds = {DRAIN_SECONDS}
         self._close_reader()
         up, self._up = self._up, None
         if up is not None:
-            for number, patience in ((signal.SIGTERM, 2 * DRAIN_SECONDS), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+            for number, patience in (
+                (signal.SIGTERM, 2 * DRAIN_SECONDS),
+                (signal.SIGTERM, 10.0),
+                (signal.SIGKILL, 5.0),
+            ):
                 if await _ended(up, number, patience):
                     break
-            await self._end_server()
+            await asyncio.to_thread(self._end_server)
         sink, self._sink = self._sink, None
         if sink is not None and not await _ended(sink, signal.SIGTERM, 5.0):
             await _ended(sink, signal.SIGKILL, 5.0)
@@ -335,7 +339,7 @@ drain_seconds = {DRAIN_SECONDS}
             self._reads = False
             self.reader.close()
 
-    async def _end_server(self) -> None:
+    def _end_server(self) -> None:
         """The embedded server survives a killed supervisor on purpose (policy.valkey); a rehearsal's must not."""
         try:
             pid = int((self.data / "valkey" / "valkey.pid").read_text())
@@ -351,7 +355,7 @@ drain_seconds = {DRAIN_SECONDS}
             while time.monotonic() < deadline:
                 if not Path(f"/proc/{pid}").exists():
                     return
-                await asyncio.sleep(_POLL)
+                time.sleep(_POLL)
 
 
 async def _ended(process: subprocess.Popen[bytes], number: signal.Signals, patience: float) -> bool:

@@ -2,7 +2,7 @@
 
 Laws (tests/laws/test_smtp_laws.py carries the same sentences):
 1. Every message taken is settled exactly once and there is exactly one `Closed`, whatever comes.
-2. Any split of the peer's bytes gives the same events and the same bytes.
+2. Any split of what the peer says between two things of ours gives the same events and the same bytes.
 3. All that leaves is SMTP grammar: command lines of printable characters, at most 512 octets, ending in CRLF
    (`lines.commands` is the one place that makes them); bodies dot-stuffed, never a bare CR or LF.
 4. A message is UNKNOWN only if its final dot was handed out, and ``on_commit`` was called before it was.
@@ -134,6 +134,8 @@ class Dialogue:
             if type(reply) is Reply:
                 if reply.code == 421:
                     self._throw(Trouble.GOODBYE, reply)
+                elif self._out and (self.waiting_for is not Step.BODY or self._current is None):
+                    self._throw(Trouble.DESYNC, reply)  # it cannot answer what was not said yet; BODY sees for itself
                 else:
                     self._send(reply)
             elif isinstance(reply, Malformed):

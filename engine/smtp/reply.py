@@ -112,7 +112,7 @@ class ReplyParser:
                 line = line[:-1]
             head = line[:3]
             mark = line[3:4]
-            if not head.isdigit() or not b"200" <= head <= b"599" or mark.isalnum():
+            if len(head) < 3 or not head.isdigit() or not b"200" <= head <= b"599" or mark.isalnum():
                 return self._spoil(line, overflow=False)
             if mark != b"-" and not self._lines:  # nearly every reply is one line
                 return Reply(int(head), (line[4:].rstrip(),))

@@ -23,17 +23,16 @@ _STYLE = "padding:12px 24px;font-family:Helvetica,Arial,sans-serif;font-size:16p
 
 def page() -> str:
     """The HTML source."""
-    rows = []
-    for number in range(11):
-        rows.append(
-            f'<tr><td style="{_STYLE}"><h2 style="margin:0">Offer {number} for {{{{ first_name }}}}</h2>'
-            f"<p>{'A sentence about the things on offer, as long as such sentences are. ' * 27}"
-            "Only in our shops and only until the end of the week.</p>"
-            f'<!--[if mso]><v:roundrect href="https://shop.example/offer/{number}?utm_source=news&amp;n={number}" '
-            'arcsize="10%" fillcolor="#d62828"><center>Buy</center></v:roundrect><![endif]-->'
-            f'<!--[if !mso]><!--><a href="https://shop.example/offer/{number}?utm_source=news&amp;n={number}" '
-            f'style="background:#d62828;color:#ffffff">Buy now</a><!--<![endif]--></td></tr>\n'
-        )
+    rows = [
+        f'<tr><td style="{_STYLE}"><h2 style="margin:0">Offer {number} for {{{{ first_name }}}}</h2>'
+        f"<p>{'A sentence about the things on offer, as long as such sentences are. ' * 27}"
+        "Only in our shops and only until the end of the week.</p>"
+        f'<!--[if mso]><v:roundrect href="https://shop.example/offer/{number}?utm_source=news&amp;n={number}" '
+        'arcsize="10%" fillcolor="#d62828"><center>Buy</center></v:roundrect><![endif]-->'
+        f'<!--[if !mso]><!--><a href="https://shop.example/offer/{number}?utm_source=news&amp;n={number}" '
+        f'style="background:#d62828;color:#ffffff">Buy now</a><!--<![endif]--></td></tr>\n'
+        for number in range(11)
+    ]
     return (
         '<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN" '
         '"http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">\n'

@@ -20,14 +20,12 @@ def test_there_are_golden_dialogues() -> None:
 def test_golden(name: str, cut: int) -> None:
     golden = dialogue_player.read(name)
     assert golden.about, "the first line says what the file is about"
-    if cut and any(text == "void" for _, text, _ in golden.moves):
-        pytest.skip("what happens to us happens between whole replies")
     Player(golden, cut=cut).play()
 
 
 def test_the_player_sees_a_client_that_says_too_much() -> None:
     golden = dialogue_player.read("plain_lockstep")
-    golden.moves.remove(("C:", "RCPT TO:<x@them>", 10))
+    golden.moves = [move for move in golden.moves if move[:2] != ("C:", "RCPT TO:<x@them>")]
     with pytest.raises(DialogueError, match="also said"):
         Player(golden).play()
 
@@ -42,6 +40,7 @@ def test_the_player_sees_another_fate() -> None:
 def ready(**options: object) -> Dialogue:
     dialogue = Dialogue("us.example", Tls.NEVER, **options)  # type: ignore[arg-type]  # options of the one under test
     dialogue.receive(b"220 mx\r\n")
+    dialogue.outgoing()
     dialogue.receive(b"250-mx\r\n250 PIPELINING\r\n")
     dialogue.outgoing()
     return dialogue

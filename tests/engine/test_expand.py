@@ -205,12 +205,12 @@ def test_nobody_is_tracked_more_than_the_job_asks(keyring: Keyring) -> None:
 def test_evidence_goes_to_the_ledger_once(keyring: Keyring) -> None:
     row = Recipient(TAG, consent={"mail_marketing": YES, "open_tracking": Evidence(source="form")})
     _, permitted, _ = through(terms(), keyring, [row])
-    lines = expand.evidence(permitted, {}, NOW)
+    lines = expand.evidence(permitted, {})
     assert [(line.subject, line.purpose, line.basis, line.source, line.given_at) for line in lines] == [
         (100, "mail_marketing", "express", "form", GIVEN)
     ]
     known = {(tag_of(keyring.pepper, TAG), "mail_marketing"): (GIVEN, 0)}
-    assert expand.evidence(permitted, known, NOW) == []
+    assert expand.evidence(permitted, known) == []
 
 
 @pytest.mark.parametrize("fate", [Kind.CANCELLED, Kind.EXPIRED])

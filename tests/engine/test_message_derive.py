@@ -34,7 +34,7 @@ def test_blocks_keep_their_order_in_tables() -> None:
     """What a tree-building parser would move out of the table."""
     source = "<table>{% for row in rows %}<tr><td>{{ row.a }}</td><td>{{ row.b }}</td></tr>{% endfor %}</table>"
 
-    assert derived(source) == "{% for row in rows %}{{ row.a }}\n\n{{ row.b }}\n\n{% endfor %}\n"
+    assert derived(source) == "{% for row in rows %}{{ row.a }}\n{{ row.b }}\n{% endfor %}\n"
 
 
 def test_a_block_inside_a_tag_goes_with_the_tag() -> None:

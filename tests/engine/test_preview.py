@@ -130,6 +130,7 @@ def test_render_shows_the_exact_message(house: House, private_pem: bytes) -> Non
     plain = house.run("render", job, "--config", house.config)
     assert plain.exit_code == 0, plain.output
     tracked = house.run("render", job, "--recipient", 1, "--config", house.config)
+    assert tracked.exit_code == 0, tracked.output
     for shown, name in ((plain, "Ada"), (tracked, "Bob")):
         wire = shown.stdout_bytes
         assert b"\n" not in wire.replace(b"\r\n", b"")

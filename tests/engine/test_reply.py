@@ -57,8 +57,10 @@ def test_tolerated(data: bytes, code: int, enhanced: str, text: str) -> None:
         b" 250 ok\r\n",
         b"+OK\r\n",
         b"25\r\n",
-    ]
-    + [b"250-ok\r\nnot a reply\r\n", "２５０ ok\r\n".encode(), b"\x00\x00\x00 ok\r\n"],
+        b"250-ok\r\nnot a reply\r\n",
+        "２５０ ok\r\n".encode(),
+        b"\x00\x00\x00 ok\r\n",
+    ],
 )
 def test_refused(data: bytes) -> None:
     found = parse(data)

@@ -56,7 +56,7 @@ def test_values_come_from_the_file_and_the_environment_wins(tmp_path: Path, monk
 
     assert (settings.workers, settings.retry.base, settings.retry.cap) == (3, 90.0, 600.0)
     assert (said["workers"], said["retry.base"], said["retry.cap"]) == ("file", "environment", "file")
-    assert said["retry.jitter"] == "default"
+    assert said["retry.greylist"] == "default"
 
 
 def test_all_mistakes_of_all_floors_are_told_at_once(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_all_mistakes_of_all_floors_are_told_at_once(tmp_path: Path) -> None:
         prot = 1
         [engine]
         workers = "many"
-        conections = 5
+        lease_second = 5
         routes = { "*.test" = "127.0.0.1" }
         [engine.retry]
         base = 99
@@ -87,7 +87,7 @@ def test_all_mistakes_of_all_floors_are_told_at_once(tmp_path: Path) -> None:
         load_all(settings_models(), path)
 
     told = {problem.path: f"{problem.message} {problem.suggestion}" for problem in caught.value.problems}
-    assert "did you mean connections" in told["engine.conections"]
+    assert "did you mean lease_seconds" in told["engine.lease_second"]
     assert "did you mean port" in told["tracker.prot"]
     assert "did you mean engine" in told["enigne"]
     assert "not host:port" in told["engine.routes"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import email
 import email.header
 import email.policy
+import email.utils
 import re
 from collections.abc import Callable
 
 import pytest
-from dkim.canonicalization import Relaxed
+from dkim.canonicalization import Relaxed  # type: ignore[import-untyped]  # dkimpy has no types
 from hypothesis import given
 from hypothesis import strategies as st
 

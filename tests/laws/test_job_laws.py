@@ -129,6 +129,29 @@ def test_rows_convert_exactly_when_the_walk_is_silent(value: Any) -> None:
     assert (row is not None) == converts
 
 
+pairs = st.lists(
+    st.tuples(st.sampled_from(["x", "y", 'q":', "z:"]), st.sampled_from(["1", '"a"', '"\\":"', "[1]", '{"k":1}']))
+)
+gaps = st.sampled_from(["", " ", "\n\t"])
+
+
+def _text_of(items: list[tuple[str, str]], gap: str) -> str:
+    return "{" + ",".join(f"{json.dumps(name)}{gap}:{value}" for name, value in items) + "}"
+
+
+@settings(max_examples=400)
+@given(pairs, st.sampled_from([[], ["name"], ["name", "name"], ["address"], ["consent"]]), gaps, gaps)
+def test_a_row_with_a_name_twice_is_never_read(
+    fields: list[tuple[str, str]], more: list[str], inner: str, outer: str
+) -> None:
+    """Law: a name that comes twice in one object is refused, however the JSON is spaced, quoted or defaulted."""
+    kept = [(name, value) for name, value in fields if name.isidentifier()]
+    values = {"name": '""', "address": '"b@b.example"', "consent": "{}"}
+    items = [("address", '"a@b.example"'), ("fields", _text_of(kept, inner)), *((name, values[name]) for name in more)]
+    twice = len({name for name, _ in items}) < len(items) or len(dict(kept)) < len(kept)
+    assert (read_row(_text_of(items, outer).encode()) is None) == twice
+
+
 @given(st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"]), max_size=10),

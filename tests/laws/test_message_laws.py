@@ -10,7 +10,7 @@ import re
 from email.message import EmailMessage
 
 import minijinja
-from dkim.canonicalization import Relaxed
+from dkim.canonicalization import Relaxed  # type: ignore[import-untyped]  # dkimpy has no types
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

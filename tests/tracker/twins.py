@@ -39,7 +39,7 @@ SENDER = Sender(
 async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     """Let the loop turn until it is so; no clock is waited for."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  # the condition belongs to rooms that know nothing of events
+        while not condition():  # the condition belongs to rooms that know nothing of events
             await asyncio.sleep(0)
 
 

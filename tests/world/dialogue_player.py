@@ -8,7 +8,7 @@
     S= 250 ok\\r\\n250                   the server's bytes as they stand, with escapes
     C: MAIL FROM:<a@us>                the client's next line, exactly
     C: (body)                          the client's next message up to and with its final dot
-    -- eof | timeout | abort | tls | tls failed | quit | void | renew | withdraw | unsent    something other than bytes happens
+    -- eof | timeout | abort | tls | tls failed | quit | void | renew | withdraw | unsent    no bytes, but it happens
     => x@them DEFERRED at RCPT 451 4.3.0            a verdict, in order; ``untried`` and a trouble may follow
     => closed GOODBYE                               how it ends; nothing may be left over
 
@@ -115,7 +115,7 @@ def _source(verdict: Verdict) -> list[str]:
 
 
 class Player:
-    """Plays one file against the pure dialogue; cut: how the server's bytes are split (0 whole lines, n pieces of n)."""
+    """Plays one file against the pure dialogue; cut: how the server's bytes are split (0: not, n: pieces of n)."""
 
     def __init__(self, golden: Golden, *, cut: int = 0) -> None:
         self._golden = golden
@@ -148,8 +148,7 @@ class Player:
                 self._happen(text, number)
             else:
                 data = text.encode("utf-8") + b"\r\n" if what == "S:" else unescape(text)
-                for piece in self._pieces(data):
-                    self._take(self.dialogue.receive(piece))
+                self._take([event for piece in self._pieces(data) for event in self.dialogue.receive(piece)])
         if self._said:
             raise DialogueError(f"{self._golden.name}.txt: at the end the client said {self._said!r}")
         if self.outcomes != self._golden.expected:

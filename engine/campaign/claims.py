@@ -1,0 +1,222 @@
+"""Claims: which entries of the intake stream are in our hands, and how they leave them.
+
+Laws:
+- an entry is acknowledged and deleted in one transaction, together with its copy in another stream where it has one;
+- what waits here ("parked") stays ours without counting as a delivery; what a silent worker held is taken over;
+- who has many parked entries takes no new ones: another worker may be able to do them.
+
+    `take`      parked ones whose time has come, those of the dead (XAUTOCLAIM), new ones (XREADGROUP)
+    `park`      later: twice as late each time, five seconds at most
+    `finish`    done · `put_away`: done, with a copy elsewhere · `drop_claim`: left to be claimed again
+
+Known limits: an entry held for longer than `claim_idle` is claimed by a second worker, who does the same again to no
+effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+from redis.exceptions import ResponseError
+
+from engine.campaign.problems import Problem
+from engine.campaign.validation import Reading
+from policy import keyspace
+from policy.valkey import Client
+
+MOST_PARKED: Final = 256
+_LONGEST_PAUSE: Final = 5.0
+
+
+class Later(Exception):
+    """Not now: the entry is parked and tried again."""
+
+
+class Refused(Exception):
+    """The entry ends in the rejected stream."""
+
+    def __init__(self, *problems: Problem, reading: Reading | None = None) -> None:
+        super().__init__("rejected")
+        self.problems = list(problems)
+        self.reading = reading or Reading()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of the intake stream. id as Redis writes it; deliveries: how often it was handed to a worker."""
+
+    id: str
+    fields: Mapping[bytes, bytes]
+    deliveries: int = 1
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return order_of(self.id)
+
+
+def order_of(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, number = entry_id.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What one intake did since its start."""
+
+    accepted: int = 0
+    rejected: int = 0
+    dead: int = 0
+    entries: int = 0
+    rows: int = 0
+    refused: int = 0
+    held: int = 0
+    dropped: int = 0
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """claim: entries read at a time; together: chunks under way at a time (the vault and Redis work meanwhile);
+    deliveries: before an entry is dead; claim_idle: seconds after which a silent worker's entries are taken over;
+    message_bytes: the largest message, encoded."""
+
+    claim: int = 8
+    together: int = 3
+    deliveries: int = 5
+    claim_idle: float = 60.0
+    message_bytes: int = 10 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class _Parked:
+    at: float
+    pause: float
+
+
+@dataclass(slots=True)
+class Claims:
+    """One consumer of the group."""
+
+    redis: Client
+    consumer: str
+    limits: Limits
+    monotonic: Callable[[], float]
+    parked: dict[str, _Parked] = field(default_factory=dict)
+    _cursor: str = "0-0"
+    _next_claim: float = 0.0
+
+    async def prepare(self) -> None:
+        """The consumer group; there already is as good as made."""
+        try:
+            await self.redis.xgroup_create(keyspace.INTAKE, keyspace.INTAKE_GROUP, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    async def take(self, block: float) -> list[Entry]:
+        """At most `limits.claim` entries. block: seconds to wait for new ones when there are no others."""
+        entries = await self.due()
+        entries += await self.of_the_silent(self.limits.claim - len(entries))
+        room = self.limits.claim - len(entries)
+        if room > 0 and len(self.parked) < MOST_PARKED:
+            entries += await self.new(room, 0.0 if entries else self._patience(block))
+        return entries
+
+    def _patience(self, block: float) -> float:
+        if not self.parked:
+            return block
+        return max(0.0, min(block, min(parked.at for parked in self.parked.values()) - self.monotonic()))
+
+    async def new(self, count: int, block: float) -> list[Entry]:
+        told = await self.redis.xreadgroup(
+            keyspace.INTAKE_GROUP, self.consumer, {keyspace.INTAKE: ">"}, count=count,
+            block=max(1, round(block * 1000)) if block > 0 else None,
+        )  # fmt: skip
+        return [Entry(_text(entry_id), fields) for _, entries in _streams(told) for entry_id, fields in entries]
+
+    async def of_the_silent(self, room: int) -> list[Entry]:
+        """Entries of workers that fell silent. The cursor is followed to its end before the next pass begins."""
+        now = self.monotonic()
+        if room <= 0 or now < self._next_claim:
+            return []
+        await self.keep_parked()
+        idle = round(self.limits.claim_idle * 1000)
+        told = await self.redis.xautoclaim(
+            keyspace.INTAKE, keyspace.INTAKE_GROUP, self.consumer, idle, start_id=self._cursor, count=room
+        )
+        self._cursor = _text(told[0])
+        if self._cursor == "0-0":
+            self._next_claim = now + self.limits.claim_idle / 4
+        claimed: list[Entry] = []
+        for entry_id, fields in told[1]:
+            name = _text(entry_id)
+            if fields is not None and name not in self.parked:
+                claimed.append(Entry(name, fields, await self._deliveries(name)))
+        return claimed
+
+    async def _deliveries(self, entry_id: str) -> int:
+        pending = await self.redis.xpending_range(
+            keyspace.INTAKE, keyspace.INTAKE_GROUP, min=entry_id, max=entry_id, count=1
+        )
+        return int(pending[0]["times_delivered"]) if pending else 1
+
+    async def due(self) -> list[Entry]:
+        now = self.monotonic()
+        names = [name for name, parked in self.parked.items() if parked.at <= now][: self.limits.claim]
+        entries: list[Entry] = []
+        for name in names:
+            found = await self.redis.xrange(keyspace.INTAKE, min=name, max=name)
+            if found:
+                entries.append(Entry(name, cast(dict[bytes, bytes], found[0][1])))
+            else:
+                del self.parked[name]
+        return entries
+
+    async def keep_parked(self) -> None:
+        """What is parked here stays ours, without counting as a delivery (JUSTID)."""
+        if self.parked:
+            await self.redis.xclaim(
+                keyspace.INTAKE, keyspace.INTAKE_GROUP, self.consumer, 0, list(self.parked), justid=True
+            )
+
+    def park(self, entry: Entry, pause: float) -> None:
+        """Not now. pause: seconds until the first time it is tried again."""
+        now = self.monotonic()
+        parked = self.parked.get(entry.id)
+        if parked is None:
+            self.parked[entry.id] = _Parked(now + pause, pause)
+        else:
+            parked.pause = min(2 * parked.pause, _LONGEST_PAUSE)
+            parked.at = now + parked.pause
+
+    def drop_claim(self, entry: Entry) -> None:
+        """Neither done nor waiting: it falls silent here and is delivered again, which counts."""
+        self.parked.pop(entry.id, None)
+
+    async def finish(self, entry: Entry) -> None:
+        await self._leave(entry, None, {})
+
+    async def put_away(self, entry: Entry, stream: str, fields: dict[Any, Any], kept: int) -> None:
+        """Out of the intake and into another stream, which keeps about `kept` entries."""
+        await self._leave(entry, stream, fields, kept)
+
+    async def _leave(self, entry: Entry, stream: str | None, fields: dict[Any, Any], kept: int = 0) -> None:
+        async with self.redis.pipeline(transaction=True) as pipe:
+            if stream is not None:
+                pipe.xadd(stream, fields, maxlen=kept, approximate=True)
+            pipe.xack(keyspace.INTAKE, keyspace.INTAKE_GROUP, entry.id)
+            pipe.xdel(keyspace.INTAKE, entry.id)
+            await pipe.execute()
+        self.parked.pop(entry.id, None)
+
+
+def _streams(told: Any) -> Any:
+    if isinstance(told, dict):  # RESP3
+        return [(name, [pair for part in parts for pair in part]) for name, parts in told.items()]
+    return told or []
+
+
+def _text(data: bytes | str) -> str:
+    return data if isinstance(data, str) else data.decode("ascii")

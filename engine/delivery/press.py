@@ -1,0 +1,137 @@
+"""The press: asks the gate for recipients and writes their messages, just before they are wanted (steps 6 and 7).
+
+Laws:
+- a message is composed under a Permit that was asked for in this very round, and never more of them than the lines
+  can send before it is void: work done early is work done twice;
+- lines are served in the order they asked, whatever site they belong to: a slow site does not hold a fast one back.
+
+One round: lines that want messages, up to `ROUND` recipients in all · one question to the gate for all of them ·
+refusals recorded · the others composed, signed in batches of eight, put on their lines. Two rounds run at a time, so
+that one composes while the other's question is on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from engine.delivery.connection import Connection, Outbound
+from engine.delivery.hand import Hand, Letter
+from engine.queue.lanes import GateRequest
+from policy.events import Reason
+from policy.gate import PERMIT_SECONDS, Permit, Refusal, Standing, decide
+
+if TYPE_CHECKING:
+    from engine.delivery.courier import Courier
+    from engine.delivery.desk import Desk, Line
+
+ROUND = 32  # recipients asked about at a time: four batches of eight signatures, about 12 ms of composing
+BATCH = 8  # messages signed together: what multi-buffer RSA takes at once (decision 2)
+ROUNDS = 2
+
+Order = tuple["Desk", Connection, "Line"]
+Taken = tuple[Order, list[tuple[Hand, int]]]
+
+
+class Press:
+    """One per worker."""
+
+    def __init__(self, courier: Courier) -> None:
+        self._courier = courier
+        self._orders: deque[Order] = deque()
+        self._news = asyncio.Event()
+
+    def order(self, desk: Desk, connection: Connection, line: Line) -> None:
+        """This line wants messages."""
+        self._orders.append((desk, connection, line))
+        self._news.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(ROUNDS):
+                group.create_task(self._rounds())
+
+    async def _rounds(self) -> None:
+        while True:
+            while not self._orders:
+                self._news.clear()
+                await self._news.wait()
+            await self._round(await self._gather())
+
+    async def _gather(self) -> list[Taken]:
+        taken: list[Taken] = []
+        size = 0
+        while self._orders and size < ROUND:
+            desk, connection, line = order = self._orders.popleft()
+            count = await desk.allowed(min(line.batch, ROUND - size)) if connection.closed is None else 0
+            rows = desk.take(count)
+            if rows:
+                taken.append((order, rows))
+                size += len(rows)
+            else:
+                desk.served(connection, line, [])
+        return taken
+
+    async def _round(self, taken: list[Taken]) -> None:
+        if not taken:
+            return
+        courier = self._courier
+        by_hand: dict[Hand, list[int]] = {}
+        for _, rows in taken:
+            for hand, index in rows:
+                by_hand.setdefault(hand, []).append(index)
+        told = await courier.gatekeeper.ask([question(hand, indexes) for hand, indexes in by_hand.items()])
+        permits: dict[tuple[Hand, int], Permit] = {}
+        for (hand, indexes), answer in zip(by_hand.items(), told.answers, strict=True):
+            letters = [Letter(hand, index, hand.reference(index)[0]) for index in indexes]
+            if answer is None:  # the store did not answer: nobody is written to (fails closed)
+                courier.in_trouble()
+                courier.put_back(letters)
+            elif answer.standing is not Standing.CLEAR:
+                courier.stand_down(hand, letters, answer.standing)
+            else:
+                for letter, fact in zip(letters, answer.facts, strict=True):
+                    verdict = decide(fact, hand.header.job, letter.mref, told.asked_at)
+                    if isinstance(verdict, Refusal):
+                        hand.abroad -= 1
+                        courier.refuse(letter, verdict.reason)
+                    else:
+                        permits[hand, letter.index] = verdict
+        void_at = told.asked_at + PERMIT_SECONDS
+        for (desk, connection, line), rows in taken:
+            pairs = [
+                (permit, Letter(hand, index, permit.mref))
+                for hand, index in rows
+                if (permit := permits.get((hand, index))) is not None
+            ]
+            messages: list[Outbound] = []
+            for start in range(0, len(pairs), BATCH):
+                batch = pairs[start : start + BATCH]
+                if connection.closed is not None or time.monotonic() >= void_at:
+                    courier.put_back([letter for _, letter in batch])
+                else:
+                    messages += courier.compose(batch, void_at)
+            desk.served(connection, line, messages)
+            await asyncio.sleep(0)  # what is ready goes out while the next line's is written
+
+
+def question(hand: Hand, indexes: list[int]) -> GateRequest:
+    """The gate's question about recipients of one slice."""
+    lease = hand.lease
+    tags = [hand.reference(index)[1] for index in indexes]
+    return GateRequest(lease.partition, lease.slice_id, lease.token, tags, hand.domain_tag)
+
+
+async def ask_again(courier: Courier, connection: Connection, message: Outbound, letter: Letter) -> None:
+    """RCPT waits, because the Permit aged on the way: a fresh one, or the message comes back unsent."""
+    told = await courier.gatekeeper.ask([question(letter.hand, [letter.index])])
+    answer = told.answers[0]
+    clear = answer is not None and answer.standing is Standing.CLEAR
+    fact = answer.facts[0] if answer is not None and clear else int(Reason.RESTRICTED)
+    if isinstance(decide(fact, letter.hand.header.job, letter.mref, told.asked_at), Permit):
+        connection.renew(message, told.asked_at + PERMIT_SECONDS)
+    else:
+        connection.withdraw(message)  # back to the stock, and the gate says why when it is asked there
