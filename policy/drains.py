@@ -15,9 +15,9 @@ it folds, another place is another row. One of them holds the message row (deliv
 in history; all count as terminal rows (I6: rows submitted = the sum of the terminal states).
 
 Hot path: 3,000 events/s beside everything else on two cores, at most 25 µs of CPU an event (benchmarks/test_drains.py).
-Hence tuples and ``executemany`` on the driver, one upsert a counter and transaction, domains numbered in memory. Our own
-share is 4 µs; the rest is SQLite logging one random page for each row and index, so bigger transactions are cheaper:
-the writer lets events gather while there are many.
+Hence tuples and ``executemany`` on the driver, one upsert a counter and transaction, domains numbered in memory. Our
+own share is 4 µs; the rest is SQLite logging one random page for each row and index, so bigger transactions are
+cheaper: the writer lets events gather while there are many.
 
 Known limits: an entry that does not decode is counted, logged and passed: its recipients never reach a terminal state
 and the job stays "sending". XREAD names all partitions in one command, which a Redis Cluster would refuse.

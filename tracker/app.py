@@ -36,7 +36,7 @@ from tracker.pages import Pages, body_of, form_of, safe_target
 from tracker.preferences import ChoiceWriter, Preferences
 from tracker.recorder import Recorder, Replays
 from tracker.settings import TrackerSettings
-from tracker.tables import Sender, Shelf, Source, Withdrawn
+from tracker.tables import Sender, Shelf, Source, Unavailable, Withdrawn
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -205,6 +205,8 @@ def create_app(pages: Pages, preferences: Preferences, answers: Answers, ready: 
             return answers.plain(405, allow=", ".join(sorted(refused.allowed_methods)))
         except web.HTTPException as refused:
             return answers.plain(refused.status)
+        except Unavailable:
+            return answers.plain(503)
         except Exception as error:
             pages.count["failures"] += 1
             log.error("a page failed: %s", type(error).__name__)

@@ -1,14 +1,16 @@
 """Campaign: how a job gets in. From an entry of a stream to sealed slices on lanes, and every refusal with its reason.
 
-Promise: every entry ends accepted, rejected with all its errors, or dead after five deliveries; every row of an accepted
-job ends in exactly one place; nothing here ends a worker (T0 to T2 of promises.md). Several workers share the work.
+Promise: every entry ends accepted, rejected with all its errors, or dead after five deliveries; every row of an
+accepted job ends in exactly one place; nothing here ends a worker (T0 to T2 of promises.md). Several workers share the work.
 
     1 job          the contract: one declaration for decoder, checks, schema and manual (docs/jobs.md)
-    2 problems     strict JSON, and the second pass that finds every mistake     3 canonical   RFC 8785, the hash
+    2 strict       JSON as no two readers read it differently     problems   the second pass: every mistake at once
+    3 canonical    RFC 8785: the hash that knows a repeat from a conflict
     4 validation   what fields say of one another; `read`: any bytes in, a job or its problems out
     5 acceptance   review with templates, sender and account; the record; the terms of expansion
     6 expand       the pure part: rows -> questions -> permitted people and refusals -> slices and events
-    7 intake       the loop: claim, accept, expand, complete, hold, reject
+    7 filling      an entry of the audience, whole; when the last one is in
+    8 claims       entries in hand: take, park, finish           intake      the loop: accept, fill, hold, reject
       standing     what expansion asks of SQL            audience    CSV and NDJSON files, streamed
       preview      the exact message of one recipient    commands    schema, submit, render
 
@@ -17,5 +19,5 @@ Kept: RFC 8259 and 7493 (strict JSON), RFC 8785, RFC 3339, RFC 4180. Producers i
 Never: an address in a log, an error text or a Redis key; a payload trusted because it was sealed; a row dropped in
 silence.
 
-Known limits: chunks have 1,000 rows, fixed: their numbers are in the lanes and in the ledger (`engine.client.CHUNK_ROWS`).
+Known limits: chunks have 1,000 rows, fixed, because their numbers are in lanes and ledger (`engine.client.CHUNK_ROWS`).
 """

@@ -7,19 +7,16 @@ Promises (T0 to T2 of promises.md, decision 18):
   whoever claims the entry next, because acceptance, chunks and puts are idempotent;
 - a job is reported expanded once, with the sum of its rows, when its last entry is in.
 
-    1. `step`      XREADGROUP (new), XAUTOCLAIM (of the dead), parked ones whose time has come
-    2. `_job`      open, judge (validation, acceptance), WriterClient.accept_job; inline recipients are entry 0
-    3. `_audience` find the job, WriterClient.chunk (same bytes: no effect; other bytes: the job is stopped)
-    4. `_expand`   at most 1,000 rows at a time: facts, consent ledger -> gate -> vault -> slices -> put (expand.py)
-    5. `_complete` a mark a finished entry in the job's home partition; all marks there -> WriterClient.expanded
-    6. `_release_held`  an hour before send_at the sealed chunks of a scheduled job come back as entries (decision 3)
+    1. `step`       entries in hand (claims.py): new ones, those of dead workers, parked ones whose time has come
+    2. `_job`       open, judge (validation, acceptance), WriterClient.accept_job; inline recipients are entry 0
+    3. `_audience`  find the job, open; `filling` puts the rows on lanes and knows when the last entry is in
+    4. `_release_held`  an hour before send_at the sealed chunks of a scheduled job come back as entries (decision 3)
 
-What comes too early waits ("parked"): an audience entry whose job another worker is just accepting, everything while
-Redis or the writer is away. Waiting does not count as a delivery. An entry that nobody's job claims within
-`ORPHAN_SECONDS` is dropped, and so is one older than its job: left over from a submission that was rejected.
+What comes too early waits: an audience entry whose job another worker is just accepting, everything while Redis or the
+writer is away. An entry that nobody's job claims within `ORPHAN_SECONDS` is dropped, and so is one older than its job:
+left over from a submission that was rejected.
 
-Known limits: an entry being expanded for longer than `claim_idle` would be claimed by a second worker, who does the
-same again to no effect. Rows of a job that is cancelled before their entry was begun are dropped with it.
+Known limits: two workers that release held chunks at the same time do it twice, to no effect.
 """
 
 from __future__ import annotations
@@ -27,41 +24,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final, cast
 
 import msgspec
 import structlog
-from redis.exceptions import RedisError, ResponseError
-from sqlalchemy import Connection, Engine
+from redis.exceptions import RedisError
+from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from engine import client
-from engine.campaign import acceptance, expand, standing
-from engine.campaign.job import CHUNK_BYTES, Recipient
+from engine.campaign import acceptance, standing
+from engine.campaign.claims import Claims, Counts, Entry, Later, Limits, Refused, order_of
+from engine.campaign.filling import HOLD_US, Filling
+from engine.campaign.job import CHUNK_BYTES
 from engine.campaign.problems import Problem
-from engine.campaign.validation import Reading, read, read_row
-from engine.queue.lanes import Lanes, PutRequest
+from engine.campaign.validation import read
+from engine.queue.lanes import Lanes
 from policy import keyspace
-from policy.events import Kind
-from policy.instants import HOUR_US, week_of
 from policy.keys import Keyring, SealError, open_sealed, seal
-from policy.ledger import JobPayload, Reader
+from policy.ledger import Reader
 from policy.valkey import Client
-from policy.wire import Accepted, Resolved, WireError, WriterClient, WriterUnavailable
+from policy.wire import WireError, WriterClient, WriterUnavailable
+
+__all__ = ["Counts", "Intake", "Limits"]
 
 log = structlog.get_logger()
 
-HOLD_US: Final = HOUR_US  # decision 3: sealed chunks until an hour before send_at
 ORPHAN_SECONDS: Final = 600.0  # an audience follows its job within seconds; nobody's addresses wait longer in clear
 KEPT: Final = 10_000  # entries of the rejected and the dead stream (policy.keyspace)
 KEPT_PAYLOAD: Final = 256 * 1024  # of a rejected payload: enough to see what it was, times KEPT
-MOST_ROWS: Final = (expand.CHUNKS_AN_ENTRY - 1) * client.CHUNK_ROWS  # the last chunk number of an entry is its mark
-_MARK: Final = expand.CHUNKS_AN_ENTRY - 1
-_ENDED: Final = {"cancelled": Kind.CANCELLED, "expired": Kind.EXPIRED, "lost": Kind.LOST}
 _AWAY: Final = (RedisError, OSError, WriterUnavailable, OperationalError)
 _OURS_TO_RETRY: Final = frozenset({"redis", "internal"})
 
@@ -82,20 +76,21 @@ class Intake:
     clock: Callable[[], int] = lambda: time.time_ns() // 1000
     monotonic: Callable[[], float] = time.monotonic
     counts: Counts = field(default_factory=Counts)
-    _parked: dict[str, _Parked] = field(default_factory=dict)
-    _known: OrderedDict[int, tuple[expand.Terms, acceptance.Expansion]] = field(default_factory=OrderedDict)
-    _cursor: str = "0-0"
-    _next_claim: float = 0.0
+    claims: Claims = field(init=False)
+    filling: Filling = field(init=False)
     _next_held: float = 0.0
-    _slots: asyncio.Semaphore = field(init=False)
     _reader: Reader = field(init=False)
 
     def __post_init__(self) -> None:
-        self._slots = asyncio.Semaphore(self.limits.together)
         self._reader = Reader(self.engine)
+        self.claims = Claims(self.redis, self.consumer, self.limits, self.monotonic)
+        self.filling = Filling(
+            self.redis, self.lanes, self.writer, self.engine, self.keyring, self.clock, self.monotonic, self.counts,
+            self.limits.together,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
-        return f"<Intake {self.consumer} entries={self.counts.entries} parked={len(self._parked)}>"
+        return f"<Intake {self.consumer} entries={self.counts.entries} parked={len(self.claims.parked)}>"
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
@@ -119,24 +114,13 @@ class Intake:
 
     async def prepare(self) -> None:
         """The consumer group and our public key, which producers seal to."""
-        try:
-            await self.redis.xgroup_create(keyspace.INTAKE, keyspace.INTAKE_GROUP, id="0", mkstream=True)
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
+        await self.claims.prepare()
         await self.redis.hset(keyspace.META, client.META_FIELD, self.keyring().intake_public.hex())
 
     async def step(self, block: float = 0.0) -> int:
         """One round; how many entries ended in it. block: seconds to wait for new ones when there is nothing else."""
-        entries = await self._due()
-        room = max(0, self.limits.claim - len(entries))
-        entries += await self._claim(room)
-        room = max(0, self.limits.claim - len(entries))
-        if room:
-            entries += await self._new(room, 0.0 if entries else self._patience(block))
+        entries = await self.claims.take(block)
         await self._release_held()
-        if not entries:
-            return 0
         # jobs first: the audience that was read with its job need not wait for it
         jobs = [entry for entry in entries if b"audience" not in entry.fields]
         rest = [entry for entry in entries if b"audience" in entry.fields]
@@ -153,29 +137,36 @@ class Intake:
             self.counts.dead += 1
             return True
         try:
-            await self._by_kind(entry)
+            try:
+                await self._by_kind(entry)
+            except Refused as refused:
+                await self._reject(entry, refused)
+            else:
+                await self.claims.finish(entry)
+                self.counts.entries += 1
         except Later:
-            return await self._park(entry, 0.05)
-        except Refused as refused:
-            await self._reject(entry, refused)
+            self.claims.park(entry, 0.05)
+        except SealError:
+            log.critical("a stored job does not open: are these its keys?", entry=entry.id)
+            self.claims.park(entry, 5.0)
         except _AWAY as error:
             log.warning("entry waits", error=type(error).__name__)
-            return await self._park(entry, 0.5)
+            self.claims.park(entry, 0.5)
         except WireError as error:
             if error.kind in _OURS_TO_RETRY:
-                return await self._park(entry, 0.5)
-            log.error("the writer refuses an entry", kind=error.kind)
-            self.counts.failures += 1
-            return False
+                self.claims.park(entry, 0.5)
+            else:
+                self._failed(entry, f"WireError {error.kind}")
         except Exception as error:  # poison must not end the worker (T1); it is delivered again, at most five times
-            log.error("entry failed", error=type(error).__name__, deliveries=entry.deliveries)
-            self.counts.failures += 1
-            self._parked.pop(entry.id, None)
-            return False
+            self._failed(entry, type(error).__name__)
         else:
-            await self._finish(entry)
-        self._parked.pop(entry.id, None)
-        return True
+            return True
+        return False
+
+    def _failed(self, entry: Entry, error: str) -> None:
+        log.error("entry failed", error=error, deliveries=entry.deliveries)
+        self.counts.failures += 1
+        self.claims.drop_claim(entry)
 
     async def _by_kind(self, entry: Entry) -> None:
         fields = entry.fields
@@ -210,12 +201,7 @@ class Intake:
             "payload": payload if len(payload) <= KEPT_PAYLOAD else b"",
         }
         sealed = seal(self.keyring().service, msgspec.msgpack.encode(body), purpose)
-        async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.xadd(stream, {"sealed": sealed}, maxlen=KEPT, approximate=True)
-            pipe.xack(keyspace.INTAKE, keyspace.INTAKE_GROUP, entry.id)
-            pipe.xdel(keyspace.INTAKE, entry.id)
-            await pipe.execute()
-        self._parked.pop(entry.id, None)
+        await self.claims.put_away(entry, stream, {"sealed": sealed}, KEPT)
         self.counts.entries += 1
 
     def _opened_payload(self, entry: Entry) -> bytes:
@@ -237,7 +223,7 @@ class Intake:
                 raise Refused(Problem("$", f"cannot be opened: {error}", "fetch the public key anew")) from None
         now = self.clock()
         reading = read(payload, now)
-        account = await self._read(lambda _: self._reader.account(reading.account)) if reading.account else None
+        account = await asyncio.to_thread(self._reader.account, reading.account) if reading.account else None
         review = acceptance.review(reading, account, self.signing_domains(), most_bytes=self.limits.message_bytes)
         if review.problems:
             raise Refused(*review.problems, reading=reading)
@@ -259,20 +245,14 @@ class Intake:
                 raise Refused(Problem("$.account", "is frozen: it may not send"), reading=reading)
             case _:
                 raise Refused(Problem("$.account", "there is no such account"), reading=reading)
-        at = await self._read(lambda conn: standing.job_standing(conn, accepted.number))
+        at = await self.filling.ask(lambda conn: standing.job_standing(conn, accepted.number))
         if at is None or at.rows_submitted is not None:
-            await self._settled(accepted)
+            if job.wait:
+                await self.lanes.resume(f"j{accepted.number}")
             return
-        if job.wait and job.audience is not None:
-            await self.lanes.halt(f"j{accepted.number}")
         if job.recipients is not None:
             digest = sha256(msgspec.json.encode(job.recipients)).digest()
-            await self._entry_of(accepted.number, 0, digest, job.recipients)
-
-    async def _settled(self, accepted: Accepted) -> None:
-        payload = await self._read(lambda _: self._reader.job_payload(accepted.number))
-        if payload is not None and payload.wait:
-            await self.lanes.resume(f"j{accepted.number}")
+            await self.filling.entry(accepted.number, 0, digest, job.recipients)
 
     # --- audience --------------------------------------------------------------------------------------------------
 
@@ -283,7 +263,7 @@ class Intake:
             raise Refused(
                 Problem("$", "an audience entry has `audience` (the job id) and `n` (from 0)", "docs/jobs.md")
             )
-        at = await self._read(lambda conn: standing.find_job(conn, account, job_id))
+        at = await self.filling.ask(lambda conn: standing.find_job(conn, account, job_id))
         if at is None:
             age = self.clock() // 1000 - entry.order[0]
             if age > ORPHAN_SECONDS * 1000:
@@ -291,12 +271,12 @@ class Intake:
                 log.warning("audience of no job dropped", job_id=job_id)
                 return
             raise Later
-        terms, expansion = await self._terms(at.number, at.state)
+        _, expansion = await self.filling.terms(at.number, at.state)
         if entry.order < order_of(expansion.entry):
             self.counts.dropped += 1  # left over from an earlier submission under this id, which was rejected
             return
         if at.rows_submitted is not None:
-            await self._unhalt(at.number, expansion)
+            await self.filling.unhalt(at.number, expansion)
             return
         if number >= at.chunks_expected:
             raise Refused(Problem("$.n", f"the job names {at.chunks_expected} entries, numbered from 0"))
@@ -306,12 +286,12 @@ class Intake:
                 purpose = client.audience_purpose(expansion.account, job_id, number)
                 data = client.unseal(self.keyring().intake, entry.fields.get(b"sealed", b""), purpose)
             except client.UnsealError as error:
-                await self._stop(at.number, f"audience entry {number} cannot be opened")
+                await self.filling.stop(at.number, f"audience entry {number} cannot be opened")
                 raise Refused(Problem("$", f"cannot be opened: {error}")) from None
         if len(data) > CHUNK_BYTES:
-            await self._stop(at.number, f"audience entry {number} is larger than 1 MiB")
+            await self.filling.stop(at.number, f"audience entry {number} is larger than 1 MiB")
             raise Refused(Problem("$", f"has {len(data):,} bytes, at most {CHUNK_BYTES:,}", "cut smaller entries"))
-        await self._lines(at.number, number, data, terms)
+        await self.filling.lines(at.number, number, data)
 
     async def _returned(self, entry: Entry) -> None:
         """A chunk of a scheduled job, an hour before its time."""
@@ -323,11 +303,30 @@ class Intake:
             raise Refused(Problem("$", "is no chunk that was held here")) from None
         assert job is not None  # sealed by ourselves
         assert number is not None
-        at = await self._read(lambda conn: standing.job_standing(conn, job))
+        at = await self.filling.ask(lambda conn: standing.job_standing(conn, job))
         if at is None or at.rows_submitted is not None:
             return
-        terms, _ = await self._terms(job, at.state)
-        await self._lines(job, number, data, terms)
+        await self.filling.lines(job, number, data)
+
+    # --- scheduled jobs --------------------------------------------------------------------------------------------
+
+    async def _release_held(self) -> None:
+        """Give the chunks of jobs whose time comes back to the intake; two workers at once do it twice to no effect."""
+        now = self.monotonic()
+        if now < self._next_held:
+            return
+        self._next_held = now + 15.0
+        until = self.clock() + HOLD_US
+        for job in await self.filling.ask(lambda conn: standing.held_jobs(conn, until)):
+            stream = keyspace.stream_of_chunks(job)
+            while some := await self.redis.xrange(stream, count=4):
+                async with self.redis.pipeline(transaction=True) as pipe:
+                    for entry_id, fields in cast(list[tuple[bytes, dict[Any, Any]]], some):
+                        pipe.xadd(keyspace.INTAKE, {b"held": job, **fields})
+                        pipe.xdel(stream, entry_id)
+                    await pipe.execute()
+            await self.redis.delete(stream)
+
 
 def _shown(data: bytes | None) -> str:
     """A job id or account as an entry names it, "" for anything that cannot be one."""
@@ -338,5 +337,3 @@ def _shown(data: bytes | None) -> str:
 
 def _whole(data: bytes | None) -> int | None:
     return int(data) if data is not None and data.isdigit() and len(data) <= 15 else None
-
-

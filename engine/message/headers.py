@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import quote
 
 LINE = 76  # RFC 5322 asks for 78, RFC 2047 limits a line with an encoded word to 76
@@ -206,6 +206,10 @@ def _phrase(name: str, display: str) -> list[str]:
 
 
 _Q_SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!*+-/")
+_Q = {
+    byte: "_" if byte == 0x20 else chr(byte) if byte in _Q_SAFE else f"={byte:02X}" for byte in range(256)
+}  # one byte's form in a Q word
+_ROOM = 60 - len("=?utf-8?q??=")
 
 
 def _encoded_words(text: str) -> list[str]:
@@ -214,28 +218,33 @@ def _encoded_words(text: str) -> list[str]:
     60 and not 75: a word begins anywhere on its line, also right behind a field name (76 a line, RFC 2047 2).
     """
     data = text.encode("utf-8")
-    q_length = sum(1 if byte in _Q_SAFE or byte == 0x20 else 3 for byte in data)
-    as_q = q_length <= (len(data) + 2) // 3 * 4
-    words: list[str] = []
-    piece = ""
-    for character in text:
-        if piece and len(_word(piece + character, as_q)) > 60:
-            words.append(_word(piece, as_q))
-            piece = ""
-        piece += character
-    words.append(_word(piece, as_q))
-    return words
+    quoted = "".join([_Q[byte] for byte in data])
+    if len(quoted) > (len(data) + 2) // 3 * 4:
+        pieces = _packed(text, lambda character: len(character.encode("utf-8")), _ROOM // 4 * 3)
+        return [f"=?utf-8?b?{base64.b64encode(piece.encode('utf-8')).decode('ascii')}?=" for piece in pieces]
+    if len(quoted) <= _ROOM:
+        return [f"=?utf-8?q?{quoted}?="]
+    return [
+        f"=?utf-8?q?{_q_form(piece)}?=" for piece in _packed(text, lambda character: len(_q_form(character)), _ROOM)
+    ]
 
 
-def _word(piece: str, as_q: bool) -> str:
-    data = piece.encode("utf-8")
-    if as_q:
-        return (
-            "=?utf-8?q?"
-            + "".join("_" if byte == 0x20 else chr(byte) if byte in _Q_SAFE else f"={byte:02X}" for byte in data)
-            + "?="
-        )
-    return "=?utf-8?b?" + base64.b64encode(data).decode("ascii") + "?="
+def _q_form(piece: str) -> str:
+    return "".join([_Q[byte] for byte in piece.encode("utf-8")])
+
+
+def _packed(text: str, size: Callable[[str], int], room: int) -> list[str]:
+    """Whole characters in as few pieces as there must be, none of them over the room."""
+    pieces: list[str] = []
+    start = used = 0
+    for place, character in enumerate(text):
+        length = size(character)
+        if place > start and used + length > room:
+            pieces.append(text[start:place])
+            start, used = place, 0
+        used += length
+    pieces.append(text[start:])
+    return pieces
 
 
 def _extended(key: str, text: str) -> list[str]:

@@ -169,13 +169,12 @@ async def test_golden_dialogues_on_a_socket(golden: Golden) -> None:
         assert await reader.read() == b"", "the client says no more"
 
     async with serving(talk) as target:
-        desk = Desk(*golden.messages)
+        desk = Desk(*golden.messages, quits=("--", "quit") in [move[:2] for move in golden.moves])
         connection = await Connection.open(target, desk, HELLO)
         if isinstance(connection, Closed):
             assert golden.expected == [describe(connection)]
             return
-        if golden.messages or any(text == "quit" for _, text, _ in golden.moves):
-            connection.wake()
+        connection.wake()
         closed = await desk.closed
         told = [Settled(message, verdict) for message, verdict in desk.verdicts]
         assert [*map(describe, told), describe(closed)] == golden.expected
@@ -258,7 +257,7 @@ async def test_rest_wake_and_quit() -> None:
     assert len(bodies) == 3
 
 
-# -- deadlines -----------------------------------------------------------------------------------------------------------
+# -- deadlines -------------------------------------------------------------------------------------------------------
 
 
 async def quiet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -350,7 +349,7 @@ async def test_a_resting_connection_may_be_given_an_end() -> None:
         assert (await talk_to_end(target, desk, patient(IDLE=0.1))).trouble is Trouble.LEFT
 
 
-# -- large bodies and stopped readers ------------------------------------------------------------------------------------
+# -- large bodies and stopped readers --------------------------------------------------------------------------------
 
 
 async def test_a_peer_that_stops_reading_is_a_safe_retry() -> None:
@@ -391,7 +390,7 @@ async def test_a_large_body_arrives_whole_and_its_intent_is_told_before_its_dot(
     assert bodies == [data + b".\r\n"]
 
 
-# -- Permits -------------------------------------------------------------------------------------------------------------
+# -- Permits ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_void_permit_leaves_no_byte() -> None:
@@ -448,7 +447,7 @@ async def test_a_permit_that_ages_between_mail_and_rcpt(answer: str) -> None:
     assert desk.fates == [Fate.DELIVERED if answer == "renew" else Fate.DEFERRED]
 
 
-# -- owners --------------------------------------------------------------------------------------------------------------
+# -- owners ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["next_message", "on_intent", "on_verdict", "on_idle"])
@@ -521,7 +520,7 @@ async def test_abort_behind_the_dot_is_in_doubt() -> None:
     assert desk.fates == [Fate.UNKNOWN]
 
 
-# -- opening and TLS -----------------------------------------------------------------------------------------------------
+# -- opening and TLS -------------------------------------------------------------------------------------------------
 
 
 async def test_nobody_listens() -> None:

@@ -17,7 +17,8 @@ import msgspec
 import pytest
 
 from engine.campaign import acceptance
-from engine.campaign.intake import Intake, Limits
+from engine.campaign.claims import Limits
+from engine.campaign.intake import Intake
 from engine.client import AsyncProducer, chunks
 from engine.queue.lanes import Lanes, LeaseRequest
 from engine.queue.slices import Contents, Header, Lost, open_slice
@@ -255,7 +256,7 @@ async def test_two_workers_share_an_audience_in_any_order(world: World) -> None:
         await world.add(audience=job["job_id"], account="acme", n=number, data=cut[number])
     one, two = world.intake("one"), world.intake("two")
     for intake in (one, two):
-        intake.limits = Limits(claim=2)
+        intake.claims.limits = Limits(claim=2)
     await world.settle(one, two)
     assert one.counts.entries + two.counts.entries == 4
     assert one.counts.rows + two.counts.rows == 2800
@@ -425,14 +426,13 @@ async def test_rows_that_cannot_be_read_are_refused_alone(world: World) -> None:
 async def test_an_audience_may_come_before_its_job_is_accepted(world: World) -> None:
     """Another worker is just accepting the job: its audience waits, and waiting is not a delivery."""
     one, two = world.intake("one"), world.intake("two", idle=0.0)
-    one.limits = Limits(claim=1)
     job = world.job(audience={"chunks": 1}, recipients=...)
     await world.add(job=json.dumps(job))
     await world.add(audience=job["job_id"], account="acme", n=0, data=b'{"address": "a@one.example", "name": "A"}')
-    first = await one._new(1, 0.0)
+    first = await one.claims.new(1, 0.0)
     for _ in range(20):
-        await two._keep_parked()
-        for entry in await two._new(1, 0.0) + await two._due():
+        await two.claims.keep_parked()
+        for entry in await two.claims.new(1, 0.0) + await two.claims.due():
             await two._handle(entry)
     assert two.counts.entries == 0
     assert await one._handle(first[0])
@@ -580,12 +580,13 @@ async def test_nothing_of_a_person_is_in_clear_after_expansion(world: World) -> 
 async def test_the_loop_survives_a_store_that_goes_away(world: World) -> None:
     lost = connect(world.url.replace("valkey.sock", "nowhere.sock"))
     intake = world.intake()
-    intake.redis, present = lost, intake.redis
+    present = intake.redis
+    intake.redis = intake.claims.redis = intake.filling.redis = lost
     stop = asyncio.Event()
     running = asyncio.create_task(intake.run(stop))
     await asyncio.sleep(0)
     await world.submit(world.job())
-    intake.redis = present
+    intake.redis = intake.claims.redis = intake.filling.redis = present
     for _ in range(1000):
         if await world.queued():
             break

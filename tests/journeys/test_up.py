@@ -114,7 +114,8 @@ def test_up_gets_ready_refuses_company_and_drains_to_nothing(home: Path) -> None
         assert second.returncode == 1
         assert f"pid {process.pid}" in second.stderr
         assert "Traceback" not in second.stderr
-        assert readiness(home)["ready"], "the second one disturbed the first"
+        state = readiness(home)
+        assert state["ready"], f"the second one disturbed the first: {state}\n{(home / 'up.log').read_text()[-3000:]}"
 
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0, (home / "up.log").read_text()[-3000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import stat
@@ -52,7 +53,7 @@ async def test_it_outlives_its_supervisor_and_is_adopted() -> None:
             assert await first.client.get("queue") == b"kept"
             await second.stop()
             assert second.pid == 0
-        assert os.waitpid(pid, 0)[0] == pid  # our child all the same: ended, and reaped here
+        assert (await asyncio.to_thread(os.waitpid, pid, 0))[0] == pid  # our child all the same: ended, and reaped here
 
 
 async def test_one_folder_one_supervisor(valkey: ValkeyServer) -> None:
@@ -112,4 +113,3 @@ async def test_nobody_there_is_an_error_of_the_connection() -> None:
         with pytest.raises((redis.exceptions.ConnectionError, OSError)):
             await client.ping()
         await client.aclose()
-

@@ -402,6 +402,14 @@ async def test_pages_of_unknown_jobs_are_not_there(house: House) -> None:
         assert response.status == 404
 
 
+async def test_pages_about_a_message_say_later_when_sql_is_away(house: House) -> None:
+    house.source.down = True
+    for path in (VIEW, NOTICE):
+        response, _ = await house.ask("GET", path)
+        assert (response.status, response.headers["Retry-After"]) == (503, "30")
+    assert house.tracker.pages.count["failures"] == 0
+
+
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", PIXEL), ("POST", CLICK + "/0"), ("PUT", LEAVE), ("DELETE", CHOOSE), ("POST", VIEW)]
 )

@@ -1,0 +1,204 @@
+"""Filling: an entry of the audience, whole, from rows to slices on lanes; and when the last one is in.
+
+Laws (T2):
+- registered with the writer first (same bytes: no effect; other bytes: the job is stopped), marked as finished last;
+- what happens between is idempotent: facts answer a repeat of a chunk alike, a chunk is put into a partition once;
+- a job is reported expanded with the sum of its rows when every entry has its mark, by whoever set the last one, and
+  again by whoever repeats that; only then is a `wait` lifted.
+
+    1 `entry`     WriterClient.chunk · held, when its time is more than an hour away
+    2 `_expand`   at most 1,000 rows: facts and consent ledger -> gate -> vault -> slices -> Lanes.put (expand.py)
+    3 `_complete` a bit in the job's home partition; all bits there -> WriterClient.expanded
+
+Several chunks are under way at a time (`Limits.together`), so that the vault and Redis work while rows are keyed here.
+
+Known limits: rows of a job that ended before their entry was begun are dropped with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Final, TypeVar, cast
+
+import msgspec
+import structlog
+from sqlalchemy import Connection, Engine
+
+from engine import client
+from engine.campaign import acceptance, expand, standing
+from engine.campaign.claims import Counts, Refused
+from engine.campaign.job import Recipient
+from engine.campaign.problems import Problem
+from engine.campaign.validation import read_row
+from engine.queue.lanes import Lanes, PutRequest
+from policy import keyspace
+from policy.events import Kind
+from policy.instants import HOUR_US, week_of
+from policy.keys import Keyring, seal
+from policy.ledger import Reader
+from policy.valkey import Client
+from policy.wire import Resolved, WireError, WriterClient
+
+log = structlog.get_logger()
+
+HOLD_US: Final = HOUR_US  # decision 3: sealed chunks until an hour before send_at
+MOST_ROWS: Final = (expand.CHUNKS_AN_ENTRY - 1) * client.CHUNK_ROWS  # the last chunk number of an entry is its mark
+_MARK: Final = expand.CHUNKS_AN_ENTRY - 1
+_ENDED: Final = {"cancelled": Kind.CANCELLED, "expired": Kind.EXPIRED, "lost": Kind.LOST}
+_KNOWN: Final = 64  # jobs whose terms are kept open
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Filling:
+    """One worker's hands on the lanes. engine: read-only (policy.schema.open_store)."""
+
+    redis: Client
+    lanes: Lanes
+    writer: WriterClient
+    engine: Engine
+    keyring: Callable[[], Keyring]
+    clock: Callable[[], int]
+    monotonic: Callable[[], float]
+    counts: Counts
+    together: int
+    _known: OrderedDict[int, tuple[expand.Terms, acceptance.Expansion]] = field(default_factory=OrderedDict)
+    _slots: asyncio.Semaphore = field(init=False)
+    _reader: Reader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._slots = asyncio.Semaphore(self.together)
+        self._reader = Reader(self.engine)
+
+    async def lines(self, job: int, number: int, data: bytes) -> None:
+        """An entry as NDJSON."""
+        rows = [read_row(line) for line in data.split(b"\n") if line and not line.isspace()]
+        if len(rows) > MOST_ROWS:
+            await self.stop(job, f"audience entry {number} has more than {MOST_ROWS:,} rows")
+            raise Refused(Problem("$", f"has {len(rows):,} rows, at most {MOST_ROWS:,}", "cut smaller entries"))
+        await self.entry(job, number, sha256(data).digest(), rows, data)
+
+    async def entry(
+        self, job: int, number: int, digest: bytes, rows: Sequence[Recipient | None], data: bytes | None = None
+    ) -> None:
+        """One entry of the audience, whole: registered, expanded (or held), marked."""
+        try:
+            told = await self.writer.chunk(job, number, digest, len(rows))
+        except WireError as error:
+            if error.kind != "ended":
+                raise
+            self.counts.dropped += 1
+            return
+        if told == "conflict":
+            await self.stop(job, f"audience entry {number} came twice with different contents")
+            raise Refused(Problem("$", "this number came before with other contents: the job is stopped"))
+        at = await self.ask(lambda conn: standing.job_standing(conn, job))
+        terms, expansion = await self.terms(job, at.state if at else "")
+        if terms.due > self.clock() + HOLD_US:
+            await self._hold(job, number, data if data is not None else _ndjson(rows))
+            return
+        if expansion.wait:
+            await self.lanes.halt(f"j{job}")
+        parts = range(0, len(rows), client.CHUNK_ROWS)
+        await asyncio.gather(
+            *[
+                self._expand(
+                    terms,
+                    number * expand.CHUNKS_AN_ENTRY + place,
+                    rows[start : start + client.CHUNK_ROWS],
+                    number * max(len(rows), client.CHUNK_ROWS) + start,
+                )
+                for place, start in enumerate(parts)
+            ]
+        )
+        await self._complete(terms, expansion, number)
+
+    async def _expand(self, terms: expand.Terms, chunk: int, rows: Sequence[Recipient | None], first: int) -> None:
+        async with self._slots:
+            keyring, now = self.keyring(), self.clock()
+            prepared = expand.prepare(terms, keyring, chunk, rows, first, now)
+            permitted: list[expand.Person] = []
+            if prepared.people:
+                asked_at = self.monotonic()
+                questions = expand.questions(terms, keyring, prepared)
+                tags = [person.tag for people in prepared.people.values() for person in people]
+                answers, known = await asyncio.gather(
+                    self.lanes.facts(questions),
+                    self.ask(lambda conn: standing.consents(conn, terms.account, tags, now)),
+                )
+                facts = {question.partition: answer for question, answer in zip(questions, answers, strict=True)}
+                permitted = expand.decide(terms, prepared, facts, known, asked_at)
+                expand.number(permitted, await self._resolve(terms.account, permitted, now))
+                lines = expand.evidence(permitted, known)
+                if lines:
+                    await self.writer.consents(terms.account, lines)
+            await self.lanes.put(expand.shares(terms, keyring, prepared))
+            self.counts.rows += len(rows)
+            self.counts.refused += len(rows) - len(permitted)
+
+    async def _resolve(self, account: int, people: Sequence[expand.Person], now: int) -> list[Resolved]:
+        if not people:
+            return []
+        rows = [(person.tag, person.partition, person.wire) for person in people]
+        return await self.writer.resolve(account, week_of(now), rows)
+
+    async def _complete(self, terms: expand.Terms, expansion: acceptance.Expansion, number: int) -> None:
+        """Mark the entry in the job's home partition; with the last mark the job is expanded."""
+        home = terms.job % keyspace.PARTITIONS
+        mark = PutRequest(home, terms.job, number * expand.CHUNKS_AN_ENTRY + _MARK, terms.state, ())
+        await self.lanes.put([mark])
+        marks = cast(bytes, await self.redis.get(keyspace.chunks_put(home, terms.job)) or b"")
+        # bit 63 of every eight bytes is the mark of an entry
+        if sum(byte & 1 for byte in marks[7::8]) < expansion.chunks:
+            return
+        entries, rows = await self.ask(lambda conn: standing.chunks_known(conn, terms.job))
+        if entries == expansion.chunks:
+            await self.writer.expanded(terms.job, rows)
+            await self.unhalt(terms.job, expansion)
+
+    async def unhalt(self, job: int, expansion: acceptance.Expansion) -> None:
+        if expansion.wait:
+            await self.lanes.resume(f"j{job}")
+
+    async def stop(self, job: int, reason: str) -> None:
+        """End a job that cannot be sent as it was meant; a job that has ended already stays as it is."""
+        log.warning("job stopped", job=job, reason=reason)
+        with contextlib.suppress(WireError):
+            await self.writer.job_state(job, "cancelled", reason)
+
+    async def terms(self, job: int, state: str) -> tuple[expand.Terms, acceptance.Expansion]:
+        known = self._known.get(job)
+        if known is None:
+            payload = await asyncio.to_thread(self._reader.job_payload, job)
+            if payload is None or payload.payload is None or payload.job_key is None:
+                raise Refused(Problem("$", "the job is no longer kept"))
+            known = self._known[job] = acceptance.terms(payload, self.keyring())
+            while len(self._known) > _KNOWN:
+                self._known.popitem(last=False)
+        fate = _ENDED.get(state)
+        terms, expansion = known
+        return (terms if fate is None else replace(terms, fate=fate)), expansion
+
+    async def _hold(self, job: int, number: int, data: bytes) -> None:
+        sealed = seal(self.keyring().service, data, f"held/{job}/{number}".encode())
+        await self.redis.xadd(keyspace.stream_of_chunks(job), {"n": number, "sealed": sealed})
+        self.counts.held += 1
+
+    async def ask(self, question: Callable[[Connection], T]) -> T:
+        """A question of SQL, off the loop: a busy store must not hold up mail under way."""
+
+        def answer() -> T:
+            with self.engine.connect() as conn:
+                return question(conn)
+
+        return await asyncio.to_thread(answer)
+
+
+def _ndjson(rows: Sequence[Recipient | None]) -> bytes:
+    return b"\n".join(msgspec.json.encode(row) for row in rows)
