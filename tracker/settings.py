@@ -22,7 +22,10 @@ class TrackerSettings(BaseSettings):
         description="TCP port; 0 lets the system choose",
     )
     workers: int = Field(
-        default=1, ge=1, le=64, description="processes sharing the port (SO_REUSEPORT); one answers about 10,000 hits/s of one core"
+        default=1,
+        ge=1,
+        le=64,
+        description="processes sharing the port (SO_REUSEPORT); one answers about 10,000 hits/s of one core",
     )
     backlog: int = Field(default=2048, ge=16, le=65535, description="connections waiting to be accepted, listen(2)")
     connections: int = Field(

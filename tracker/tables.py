@@ -8,6 +8,7 @@ says so and hits wait instead of being stored.
                kept for a while, served stale when SQL fails
     Withdrawn  the negative list: read from SQL, then followed in Redis. The stream's last entry is noted *before* SQL
                is read: what was announced by then is committed, what comes later is followed.
+    SqlSource  the questions to read-only SQL behind both, by name
 
 Known limits: a negative list of a million numbers costs about 100 MB here, twice that while it is read anew.
 """
@@ -21,8 +22,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from policy import keyspace, negative
-from policy.gate import Mode
+from sqlalchemy import Engine, select
+
+from policy import keyspace, negative, schema
+from policy.gate import Mode, strictest
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -220,3 +223,69 @@ def _streams(answer: Any) -> list[tuple[bytes, list[tuple[bytes, dict[bytes, byt
     if not answer:
         return []
     return [(name, entries) for name, entries in (answer.items() if isinstance(answer, dict) else answer)]
+
+
+class SqlSource:
+    """The tracker's questions to read-only SQL, by name. Blocking: run in a thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def links(self, job: int) -> tuple[str, ...] | None:
+        """Targets by number as they were accepted, "" where one is missing; None when the job has none."""
+        link = schema.link
+        statement = select(link.c.number, link.c.url).where(link.c.job == job)
+        with self._engine.connect() as connection:
+            found = {row.number: row.url for row in connection.execute(statement)}
+        return tuple(found.get(number, "") for number in range(max(found) + 1)) if found else None
+
+    def view(self, job: int) -> str | None:
+        statement = select(schema.job_view.c.html).where(schema.job_view.c.job == job)
+        with self._engine.connect() as connection:
+            html: str | None = connection.execute(statement).scalar()
+            return html
+
+    def sender_of_job(self, job: int) -> Sender | None:
+        account, jobs, lists = schema.account, schema.job, schema.list_
+        statement = (
+            select(account, lists.c.display_name.label("list_name"), lists.c.name.label("list_slug"))
+            .add_columns(jobs.c.opens_mode.label("job_opens"), jobs.c.clicks_mode.label("job_clicks"))
+            .select_from(jobs.join(account, account.c.number == jobs.c.account))
+            .outerjoin(lists, lists.c.number == jobs.c.list)
+            .where(jobs.c.number == job)
+        )
+        with self._engine.connect() as connection:
+            row = connection.execute(statement).first()
+        if row is None:
+            return None
+        opens = strictest(Mode(row.opens_mode), Mode(row.job_opens))
+        clicks = strictest(Mode(row.clicks_mode), Mode(row.job_clicks))
+        return _sender(row, opens, clicks)
+
+    def sender_of_list(self, list_number: int) -> Sender | None:
+        account, lists = schema.account, schema.list_
+        statement = (
+            select(account, lists.c.display_name.label("list_name"), lists.c.name.label("list_slug"))
+            .select_from(lists.join(account, account.c.number == lists.c.account))
+            .where(lists.c.number == list_number)
+        )
+        with self._engine.connect() as connection:
+            row = connection.execute(statement).first()
+        return None if row is None else _sender(row, Mode.OFF, Mode.OFF)
+
+    def withdrawn(self) -> set[int]:
+        with self._engine.connect() as connection:
+            return negative.load(connection)[0]
+
+
+def _sender(row: Any, opens: Mode, clicks: Mode) -> Sender:
+    return Sender(
+        account=row.number,
+        name=row.display_name or row.name,
+        list_name=row.list_name or row.list_slug or "",
+        postal_address=row.postal_address,
+        website=row.website,
+        privacy_url=row.privacy_url,
+        opens=opens,
+        clicks=clicks,
+    )

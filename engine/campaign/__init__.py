@@ -1,7 +1,7 @@
 """Campaign: how a job gets in. From an entry of a stream to sealed slices on lanes, and every refusal with its reason.
 
 Promise: every entry ends accepted, rejected with all its errors, or dead after five deliveries; every row of an
-accepted job ends in exactly one place; nothing here ends a worker (T0 to T2 of promises.md). Several workers share the work.
+accepted job ends in exactly one place; nothing here ends a worker (T0 to T2 of promises.md). Several workers share it.
 
     1 job          the contract: one declaration for decoder, checks, schema and manual (docs/jobs.md)
     2 strict       JSON as no two readers read it differently     problems   the second pass: every mistake at once

@@ -1,7 +1,7 @@
 """The second pass: every mistake of a payload at once, each with its place and a way out.
 
-Law: whatever tree comes in, `examine` returns; it never raises, and nothing it says quotes a value (values are addresses
-and letters; a path names fields only, and a field name that is not a plain word is described). [] means that
+Law: whatever tree comes in, `examine` returns; it never raises, and nothing it says quotes a value (values are
+addresses and letters; a path names fields only, and a field name that is not a plain word is described). [] means that
 ``msgspec.convert`` will succeed.
 
 `examine` walks the tree beside the msgspec type it should have (`msgspec.inspect`), so a field declared once is

@@ -47,25 +47,24 @@ class Readiness:
 
 
 def readiness(signs: list[Sign], now: float, stale_seconds: float, redis_up: bool, writer_up: bool | None) -> Readiness:
-    """Pure: a process is up when it spoke within stale_seconds; a child of `up` also when the supervisor says so.
+    """Pure: a process is up when it spoke within stale_seconds; a child of `up` when, besides, its supervisor says so.
 
-    writer_up None: no writer on this host. now: seconds since the epoch.
+    So a child that was started and has not spoken yet is not up. writer_up None: no writer on this host. now: seconds
+    since the epoch.
     """
     parts = {"redis": redis_up}
     if writer_up is not None:
         parts["writer"] = writer_up
     for sign in signs:
-        fresh = now - sign.at <= stale_seconds
-        up = sign.numbers.get("up")
-        if sign.role == "supervisor" and isinstance(up, dict):
-            parts["supervisor"] = fresh
-            for child, state in up.items():
-                parts.setdefault(child, True)
-                parts[child] = parts[child] and bool(state)
-        else:
-            # as engine.supervisor.roles_of names them: of these there may be several
-            name = f"{sign.role}-{sign.index}" if sign.role in ("engine", "tracker") else sign.role
-            parts[name] = parts.get(name, True) and fresh
+        # as engine.supervisor.roles_of names them: of these there may be several
+        name = f"{sign.role}-{sign.index}" if sign.role in ("engine", "tracker") else sign.role
+        parts[name] = now - sign.at <= stale_seconds
+    for sign in signs:
+        children = sign.numbers.get("up")
+        if sign.role == "supervisor" and isinstance(children, dict):
+            for child, running in children.items():
+                # the embedded server says nothing by itself: its supervisor and PING speak for it
+                parts[child] = bool(running) and (child == "valkey" or parts.get(child, False))
     return Readiness(parts)
 
 

@@ -446,7 +446,7 @@ async def play(plan: Plan, console: Console, machine: Callable[[str], None]) -> 
     except StageError as error:
         outcome.troubles.append(str(error))
     finally:
-        if temporary and not stage.pids:
+        if temporary and not stage.left:
             shutil.rmtree(folder, ignore_errors=True)
     outcome.seconds = screen.seconds
     return _close(plan, stage, screen, outcome, machine)
@@ -463,12 +463,12 @@ def _close(plan: Plan, stage: Stage, screen: Screen, outcome: Outcome, machine: 
     for trouble in outcome.troubles:
         screen.trouble(trouble)
     screen.act(f"report: {page.absolute()}")
-    if stage.pids:
+    if stage.left:
         screen.act("left running, as asked")
         screen.note(f"tracker  {stage.tracker_url}   opt-out and click links of the stored messages in {stage.kept}")
         screen.note(f"ops      {stage.ops_url}/readyz   {stage.ops_url}/metrics")
         screen.note(f"look     sales-push status --config {stage.config}")
-        screen.note(f"stop     kill {' '.join(map(str, stage.pids))}   then remove {stage.folder}")
+        screen.note(f"stop     kill {' '.join(map(str, stage.left))}   then remove {stage.folder}")
     figures = outcome.figures()
     machine(json.dumps(figures))
     return 0 if figures["ok"] else 1

@@ -105,8 +105,8 @@ def scan(folders: Iterable[Path], needles: Iterable[str]) -> Scan:
     """
     spelled: list[tuple[bytes, ...]] = []
     for needle in needles:
-        plain, escaped = needle.lower().encode(), needle.lower().replace("@", "%40").encode()
-        spelled.append((plain, escaped, needle.encode("utf-16-le")))
+        small = needle.lower()
+        spelled.append((small.encode(), small.replace("@", "%40").encode(), small.encode("utf-16-le")))
     longest = max((len(one) for many in spelled for one in many), default=0)
     files = size = 0
     hits: dict[str, int] = {}

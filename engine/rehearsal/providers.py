@@ -15,7 +15,7 @@ Known limits: a greylist forgets nothing until the process ends; one in 2^64 rec
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -62,7 +62,7 @@ def parse(text: str) -> Provider:
     if port and not (port.isascii() and port.isdigit() and int(port) < 65536):
         raise ProviderError(f"{port!r} is no TCP port")
     values: dict[str, Any] = dict(DEFAULTS.get(behaviour, {}))
-    kinds = {field.name: field.type for field in fields(Provider) if field.name not in ("behaviour", "port")}
+    kinds = {item.name: item.type for item in fields(Provider) if item.name not in ("behaviour", "port")}
     for option in filter(None, options.split(",")):
         key, _, value = option.partition("=")
         if key not in kinds:
@@ -135,3 +135,38 @@ class Judge:
         local = address.lower().rpartition(b"@")[0]
         digest = blake2b(local, digest_size=4, person=b"sp-unknown").digest()
         return int.from_bytes(digest, "big") < self._threshold
+
+
+@dataclass(slots=True)
+class Counts:
+    """What one provider did. accepted: messages; recipients: of these; unique: (Message-ID, recipient) pairs."""
+
+    connections: int = 0
+    open: int = 0
+    most_open: int = 0
+    accepted: int = 0
+    recipients: int = 0
+    unique: int = 0
+    refused: int = 0  # recipients, 5xx
+    deferred: int = 0  # recipients, 4xx
+    closed_421: int = 0
+    too_fast: int = 0
+    bytes: int = 0
+    kept: int = 0
+    bare_newlines: int = 0
+    bad_commands: int = 0
+    first_at: float = 0.0  # seconds since the epoch: first and last message accepted
+    last_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Post:
+    """One listening port: its judge, its counts, and the constant replies."""
+
+    judge: Judge
+    greeting: bytes
+    ehlo: bytes
+    counts: Counts = field(default_factory=Counts)
+    seen: set[bytes] = field(default_factory=set)
+    begun: int = 0
+    chosen: int = 0

@@ -42,6 +42,7 @@ from policy.keys import Keyring
 from policy.ledger import Reader
 from policy.schema import open_store
 from policy.settings import SOCKET_PATH_LIMIT, PolicySettings, load
+from policy.vitals import read_all
 
 DOMAIN: Final = "letter.example"  # RFC 2606: nobody's
 ACCOUNT: Final = "goodthings"
@@ -110,6 +111,7 @@ class Stage:
         self.policy: PolicySettings
         self.keyring: Keyring
         self.reader: Reader
+        self.left: list[int] = []  # pids of what was left running
         self._ports: dict[str, int] = {}
         self._control = 0
         self._up: subprocess.Popen[bytes] | None = None
@@ -230,18 +232,23 @@ drain_seconds = {DRAIN_SECONDS}
 
     async def _wait_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        wanted = {"redis", "policy", "ops", *(f"engine-{n}" for n in range(self.workers)), "tracker-0"}
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
-            while True:
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                    async with session.get(f"{self.ops_url}/readyz") as answer:
-                        state = await answer.json()
-                    async with session.get(f"{self.tracker_url}/healthz") as answer:
-                        tracker = answer.status == 200
-                    if state["ready"] and tracker and wanted <= state["parts"].keys():
-                        return
+            while not await self._is_ready(session):
                 self._check(deadline, "sales-push up")
                 await asyncio.sleep(5 * _POLL)
+
+    async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
+        """/readyz is content, every worker has spoken for itself (a child that was just started may die yet), and the
+        tracker answers."""
+        spoken = {f"{sign.role}-{sign.index}" for sign in await asyncio.to_thread(read_all, self.data)}
+        if not spoken >= {"tracker-0", *(f"engine-{n}" for n in range(self.workers))}:
+            return False
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            async with session.get(f"{self.ops_url}/readyz") as answer:
+                ready = answer.status == 200
+            async with session.get(f"{self.tracker_url}/healthz") as answer:
+                return ready and answer.status == 200
+        return False
 
     def _check(self, deadline: float, what: str) -> None:
         """Raises StageError when a part ended or the time is over."""
@@ -312,9 +319,11 @@ drain_seconds = {DRAIN_SECONDS}
 
     def leave(self) -> None:
         """Let go of everything without stopping it."""
+        self.left = self.pids
         for process in (self._up, self._sink):
-            if process is not None:
-                process.returncode = process.poll() or 0  # no ResourceWarning for children we mean to leave
+            if process is not None and process.poll() is None:
+                process.returncode = 0  # no ResourceWarning for children we mean to leave
+        self._up = self._sink = None
         self._close_reader()
 
     async def stop(self) -> None:

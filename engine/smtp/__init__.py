@@ -8,10 +8,11 @@ leaves that is not SMTP grammar; a message is ``UNKNOWN`` only when its final do
 2. `reply.ReplyParser` cuts the bytes into replies, one at a time, on demand (h11's pull: what follows a STARTTLS reply
    in the same segment must still be in the buffer when emptiness is checked).
 3. `lines` makes every byte that is written.
-4. `dialogue.Dialogue` is a script: greeting, EHLO or HELO, STARTTLS and EHLO again, then one transaction a message.
+4. `opening` is how it begins: greeting, EHLO or HELO, STARTTLS and EHLO again, AUTH for a smarthost.
+5. `script` is the rest: one transaction a message, then QUIT.
    With PIPELINING (RFC 2920) MAIL, RCPT and DATA are one flight, and the body of message n shares its flight with
    MAIL, RCPT and DATA of message n+1: one round trip a message.
-5. What happened comes back as values of `words`: ``Ready``, ``Upgrade``, ``Parked``, ``Settled``, ``Closed``.
+6. What happened comes back as values of `words`: ``Ready``, ``Upgrade``, ``Parked``, ``Settled``, ``Closed``.
 
 Standards: RFC 5321 (S-01 to S-08, S-12), 2920, 1870 (SIZE), 3207 (STARTTLS), 6152, 6531, 3463 and 5248.
 

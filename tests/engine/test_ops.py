@@ -165,23 +165,28 @@ async def test_the_facts_of_the_store_are_those_of_the_store(server: EmbeddedSer
 
 # --- readiness ----------------------------------------------------------------------------------------------------
 
-FRESH = Sign("tracker", 0, 1, 100.0, {})
-SUPERVISOR = Sign("supervisor", 0, 1, 100.0, {"up": {"engine-0": 1.0, "tracker-0": 1.0, "valkey": 1.0}})
+TRACKER = Sign("tracker", 0, 1, 100.0, {})
 ENGINE = Sign("engine", 0, 2, 100.0, {})
+CHILDREN = {"engine-0": 1.0, "tracker-0": 1.0, "valkey": 1.0}
+
+
+def supervisor(at: float = 100.0, **up: float) -> Sign:
+    return Sign("supervisor", 0, 3, at, {"up": {**CHILDREN, **{name.replace("_", "-"): n for name, n in up.items()}}})
 
 
 @pytest.mark.parametrize(
     ("signs", "redis_up", "writer_up", "down"),
     [
-        ([FRESH, SUPERVISOR, ENGINE], True, True, set()),
-        ([FRESH, SUPERVISOR, ENGINE], True, None, set()),
+        ([TRACKER, supervisor(), ENGINE], True, True, set()),
+        ([TRACKER, supervisor(), ENGINE], True, None, set()),
         ([], True, None, set()),
-        ([FRESH], False, True, {"redis"}),
-        ([FRESH], True, False, {"writer"}),
-        ([FRESH, Sign("engine", 3, 2, 80.0, {})], True, True, {"engine-3"}),
-        ([Sign("supervisor", 0, 1, 100.0, {"up": {"engine-0": 0.0}})], True, True, {"engine-0"}),
-        ([Sign("supervisor", 0, 1, 100.0, {"up": {"engine-0": 0.0}}), ENGINE], True, True, {"engine-0"}),
-        ([ENGINE, Sign("supervisor", 0, 1, 10.0, {"up": {"engine-0": 1.0}})], True, True, {"supervisor"}),
+        ([TRACKER], False, True, {"redis"}),
+        ([TRACKER], True, False, {"writer"}),
+        ([TRACKER, Sign("engine", 3, 2, 80.0, {})], True, True, {"engine-3"}),
+        ([TRACKER, supervisor()], True, True, {"engine-0"}),  # started, and has not spoken yet
+        ([TRACKER, supervisor(engine_0=0.0), ENGINE], True, True, {"engine-0"}),  # spoke, and has died since
+        ([TRACKER, supervisor(valkey=0.0), ENGINE], True, True, {"valkey"}),
+        ([TRACKER, supervisor(at=10.0), ENGINE], True, True, {"supervisor"}),
     ],
 )
 def test_ready_means_that_every_part_works(

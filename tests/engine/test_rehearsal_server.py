@@ -20,9 +20,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.rehearsal import server
 from engine.rehearsal.providers import BEHAVIOURS, Judge, Provider, ProviderError, parse
-from engine.rehearsal.server import Plan, Sink, message_id_of, unstuff
+from engine.rehearsal.server import Plan, Sink
+from engine.rehearsal.session import Session, message_id_of, unstuff
 
 BODY = b"Message-ID: <m1@us.test>\r\nSubject: hello\r\n\r\nline\r\n"
 GROUP = b"MAIL FROM:<a@us.test>\r\nRCPT TO:<b@them.test>\r\nDATA\r\n"
@@ -179,7 +179,7 @@ def test_any_split_of_the_bytes_gives_the_same_replies(cuts: list[int]) -> None:
     parts = [said[a:b] for a, b in itertools.pairwise(edges)]
     replies: list[bytes] = []
     sink = Sink(Plan([Provider("accept")]), clock=lambda: 0.0, wall=lambda: 0.0)
-    session = server.Session(sink, sink._posts["accept"])
+    session = Session(sink, sink._posts["accept"])
     session.connection_made(Wire(replies))
     loop = asyncio.new_event_loop()
     try:
@@ -212,7 +212,7 @@ class Wire(asyncio.Transport):
         self._said.append(b"")
 
 
-async def feed(session: server.Session, parts: list[bytes]) -> None:
+async def feed(session: Session, parts: list[bytes]) -> None:
     for part in parts:
         session.data_received(part)
 

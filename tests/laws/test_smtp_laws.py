@@ -137,7 +137,7 @@ def test_every_message_taken_is_settled_exactly_once_and_there_is_exactly_one_cl
     run.finish()
 
     settled = [event for event in run.events if isinstance(event, Settled)]
-    assert sorted(event.message.key for event in settled) == list(range(len(run.taken)))
+    assert sorted(str(event.message.key) for event in settled) == sorted(map(str, range(len(run.taken))))
     assert sum(isinstance(event, Closed) for event in run.events) == 1
     assert isinstance(run.events[-1], Closed)
     for event in settled:

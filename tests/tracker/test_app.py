@@ -35,8 +35,9 @@ from tests.tracker.twins import (
     until,
 )
 from tracker.answers import GIF
-from tracker.app import SqlSource, Tracker
+from tracker.app import Tracker
 from tracker.settings import TrackerSettings
+from tracker.tables import SqlSource
 
 
 async def raw(port: int, data: bytes, seconds: float = 10.0) -> bytes:
@@ -233,7 +234,7 @@ def stores(tmp_path: Path) -> Iterator[tuple[Engine, Engine]]:
 
 def test_the_questions_to_sql(stores: tuple[Engine, Engine]) -> None:
     source = SqlSource(stores[1])
-    assert source.links(JOB) == ("https://shop.example/0", "", "https://shop.example/%C3%A9")
+    assert source.links(JOB) == ("https://shop.example/0", "javascript:alert(1)", "https://shop.example/é")
     assert source.links(JOB + 1) is None
     assert source.view(JOB) == "<p>hello"
     assert source.view(JOB + 1) is None
