@@ -11,6 +11,8 @@ RUNTIME := deploy/requirements.txt
 DEV := deploy/requirements-dev.txt
 LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
 	--no-emit-index-url --no-header --no-annotate
+# One test process per core of the smallest machine we build on; 0 runs them in one, for a debugger.
+TEST_WORKERS ?= 2
 SOURCES := engine tracker policy benchmarks tests
 
 .PHONY: help demo test debian check lint format types contracts bench docs lock clean
@@ -44,7 +46,7 @@ demo: $(VENV)/.runtime ## A real campaign through every floor in under three min
 	@$(BIN)/sales-push demo $(DEMO)
 
 test: $(VENV)/.dev ## All tests that need nothing but the wheels
-	$(BIN)/python -m pytest -m "not debian"
+	$(BIN)/python -m pytest -m "not debian" -n $(TEST_WORKERS) --dist loadfile
 
 debian: $(VENV)/.dev ## The tests that use Debian packages (.ci/run installs them); they fail when a tool is missing
 	$(BIN)/python -m pytest -m debian

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import stat
 import subprocess
@@ -12,6 +13,10 @@ from importlib.metadata import files, packages_distributions
 from pathlib import Path
 
 import pytest
+
+from engine.campaign.audience import AudienceFile
+from engine.campaign.validation import read
+from policy.instants import parse_rfc3339
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("engine", "tracker", "policy")
@@ -126,3 +131,22 @@ def test_the_readme_names_commands_that_exist() -> None:
     assert set(re.findall(r"`?make ([a-z]+)", readme)) <= targets
     for target in re.findall(r"\]\(([^)#]+)\)", readme):
         assert (ROOT / target).exists(), f"README points to {target}"
+
+
+def test_the_job_of_the_readme_is_a_job() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [job] = re.findall(r"```json\n(.*?)```", readme, re.DOTALL)
+    created = parse_rfc3339(json.loads(job)["created_at"])
+
+    assert read(job.encode(), created).problems == []
+
+
+def test_the_people_of_the_readme_can_be_read_and_bring_their_consent(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [rows] = re.findall(r"```csv\n(.*?)```", readme, re.DOTALL)
+    path = tmp_path / "people.csv"
+    path.write_text(rows, encoding="utf-8")
+
+    [person] = list(AudienceFile(path))
+    assert {"source", "time"} <= person["consent"]["mail_marketing"].keys()
+    assert [line.problems for line in AudienceFile(path).lines()] == [[]]

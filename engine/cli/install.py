@@ -76,8 +76,9 @@ def install(answers: Answers, models: Sequence[type[BaseSettings]]) -> Iterator[
     policy.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     policy.data_dir.chmod(0o700)
     now_us = time.time_ns() // 1000
-    Keyring.create(policy.keys_dir, week_of(now_us))
+    keyring = Keyring.create(policy.keys_dir, week_of(now_us))
     yield f"ready    {policy.keys_dir} (keys: keep a copy where no backup of the data is)"
+    yield f"public   {keyring.intake_public.hex()} (intake key: what producers seal to, --intake-key)"
     for domain in domains:
         for path in make_dkim(policy.keys_dir / "dkim", domain, answers.selector):
             yield f"wrote    {path}"

@@ -273,6 +273,10 @@ class Courier:
         # paused or frozen: back to the lane as soon as nothing of it is on the wire; leasing passes it over there
         self._hold(hand)
 
+    def expire(self, hand: Hand, indexes: list[int]) -> None:
+        """Their time is over, and they were not on the wire."""
+        self._end_all(hand, indexes, Kind.EXPIRED, Reason.NONE)
+
     def _hold(self, hand: Hand) -> None:
         if hand.desk is not None:
             hand.desk.drop(hand)

@@ -198,10 +198,21 @@ class Desk:
         for connection, line in list(self.lines.items()):
             if line.idle_since and now - line.idle_since > IDLE_SECONDS and not line.ordered:
                 connection.quit()
+        now_us = self._courier.now_us()
+        for hand in [hand for hand in self.hands if hand.header.expires_at <= now_us]:
+            self._expire(hand)
         left = self.pace.idle_until / 1e6 - now
         if left > HOLD_SECONDS:
             self._hand_back(left)
         self.adjust()
+
+    def _expire(self, hand: Hand) -> None:
+        """Those of a hand who wait here for a site that does not take them end; the gate says it of the others."""
+        indexes = [index for other, index in self.stock if other is hand]
+        self.stock = deque(pair for pair in self.stock if pair[0] is not hand)
+        hand.waiting -= len(indexes)
+        if not hand.dead:
+            self._courier.expire(hand, indexes)
 
     def _hand_back(self, delay: float) -> None:
         keep: deque[tuple[Hand, int]] = deque()

@@ -133,7 +133,7 @@ def test_init_makes_everything_and_a_second_time_changes_nothing(folder: Path) -
     policy = load(PolicySettings, folder / "sales-push.toml")
     assert policy.officer.address == "privacy@example.com"
     assert policy.bounce_domain == "bounce.example.com"
-    Keyring.load(policy.keys_dir)
+    assert Keyring.load(policy.keys_dir).intake_public.hex() in made.stdout
     for path in policy.data_dir.rglob("*"):
         assert not stat.S_IMODE(path.stat().st_mode) & 0o077 or path.suffix in (".db", ".db-wal"), (
             f"{path} is open to others"
@@ -178,6 +178,8 @@ def test_init_prints_the_records_of_the_keys_it_made_and_no_private_key(folder: 
     assert "bounce.example.com. 3600 IN MX 10 mail.example.com." in printed
     assert "link.example.com. 3600 IN CNAME mail.example.com." in printed
     assert "PRIVATE" not in done.stdout
+    for path in (folder / "sales-push-data" / "keys").glob("*.*"):
+        assert path.read_text().strip() not in done.stdout, f"{path.name} was printed"
     assert base64.b64encode(second.private_bytes_raw()).decode() not in done.stdout
 
 

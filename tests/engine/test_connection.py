@@ -495,9 +495,12 @@ async def test_an_owner_that_drops_the_connection_in_the_middle() -> None:
         await greet(reader, writer, "PIPELINING")
         await accept(reader, writer, bodies)
 
+    reported: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
     async with serving(talk) as target:
         desk = Dropping(letter(1), letter(2))
         closed = await talk_to_end(target, desk)
+    assert reported == []
     assert closed.trouble is Trouble.ABORTED
     assert desk.fates == [Fate.DEFERRED, Fate.DEFERRED]
     assert bodies == []

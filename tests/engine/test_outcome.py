@@ -124,6 +124,11 @@ def test_bad_sequence_is_about_the_conversation() -> None:
     )
 
 
+def test_out_of_step_words_are_kept_but_not_believed() -> None:
+    outcome = judge(Verdict(Fate.DEFERRED, Step.MAIL, reply("503 5.1.1 no such user"), Trouble.DESYNC))
+    assert (outcome.reason, outcome.hard, outcome.text) == (Reason.PROTOCOL, False, "no such user")
+
+
 def test_a_refused_greeting_is_nobodys_bounce() -> None:
     outcome = judge_connection(Closed(Trouble.REFUSED, Step.GREETING, reply("554 5.7.1 blocked, poor reputation")))
     assert (outcome.kind, outcome.scope, outcome.tone, outcome.hard) == (Kind.DEFERRED, Scope.SITE, Tone.BLOCKED, False)

@@ -79,7 +79,7 @@ def job(job_id: str, **more: Any) -> dict[str, Any]:
         '<a href="{{ unsubscribe_url }}">unsubscribe</a> {{ postal_address }}</p>',
         "list": "letter",
         "postal_address": "1 High Street",
-        "legal_basis": {"basis": "contract"},
+        "legal_basis": {"basis": "existing-customer"},
         **more,
     }
 
