@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import platform
@@ -50,6 +51,7 @@ from policy.wire import WriterClient
 log = logging.getLogger(__name__)
 
 KEYS_SECONDS = 60.0
+PERMIT_LIFE = 12.0  # seconds a killed worker's connections stay counted; renewed three times in that time
 
 
 class Keys:
@@ -120,7 +122,7 @@ def run_worker(index: int, config: Path | None) -> int:
     """Exit code: 0 drained, 1 failed. Raises ConfigError, KeyringError before anything is started."""
     policy = load(PolicySettings, config)
     settings = load(EngineSettings, config)
-    logs.configure(f"engine-{index}", json=policy.log_json)
+    logs.configure(f"engine-{index}", json=policy.log_json, level=policy.log_level)
     return uvloop.run(_work(index, policy, settings))
 
 
@@ -167,7 +169,7 @@ async def _work(index: int, policy: PolicySettings, settings: EngineSettings) ->
             courier = Courier(
                 redis=redis,
                 lanes=lanes,
-                permits=Permits(redis),
+                permits=Permits(redis, life=PERMIT_LIFE),
                 journal=journal,
                 campaigns=campaigns,
                 resolver=resolver,
@@ -192,8 +194,13 @@ async def _work(index: int, policy: PolicySettings, settings: EngineSettings) ->
                 signing_domains=lambda: signers.keys(),
                 consumer=holder,
                 life={"campaign": settings.expiry.campaign, "transactional": settings.expiry.transactional},
-                limits=IntakeLimits(claim=settings.intake.claim, deliveries=settings.intake.deliveries),
+                limits=IntakeLimits(claim=settings.intake.claim, deliveries=settings.intake.deliveries, message_bytes=settings.intake.message_bytes),
             )
+            # What is alive now stays: it need not be looked at again. Messages make no cycles, so the collector finds
+            # nothing and costs 5 % of a worker at its usual threshold of 700 (measured; py-spy on a 12,000 recipients run).
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(50_000, 20, 20)
             return await _both(courier, intake, keys, stopped, hurry, settings, policy, index)
         finally:
             with contextlib.suppress(JournalBroken):

@@ -293,11 +293,12 @@ class EventBook:
                 seen += 1
                 if h.mode == Mode.OFF:
                     continue  # no consent, no row: not even in a sum
-                sums[h.job, h.link, h.kind, h.visitor] += 1
-                if h.mode == Mode.DELIVERABILITY:
+                if h.mode == Mode.DELIVERABILITY:  # the day of the last open and nothing else, no count (tracking.md 3.1)
                     key = (h.job, h.mref)
                     days[key] = max(days.get(key, 0), h.at // DAY_US)
-                elif h.mode == Mode.INDIVIDUAL:
+                    continue
+                sums[h.job, h.link, h.kind, h.visitor] += 1
+                if h.mode == Mode.INDIVIDUAL:
                     rows.append((h.job, h.mref, h.kind, h.link, h.at // HOUR_US, h.at // DAY_US, h.visitor, h.mode))
         self._many(conn, self._sql.hit_counter, [(*key, n) for key, n in sums.items()])
         self._many(conn, self._sql.last_open, [(*key, day) for key, day in days.items()])

@@ -108,7 +108,7 @@ class PolicySettings(BaseSettings):
         description="Unix socket of the one SQL writer, made with mode 0600; at most 104 bytes long.",
     )
     public_url: Annotated[str, AfterValidator(_web_base)] = Field(
-        default="http://localhost:8025",
+        default="http://localhost:8080",
         description="Base of pixel, click, opt-out and preference pages. Delivered mail keeps it for years: choose a "
         "name you will keep, and https.",
     )

@@ -51,6 +51,7 @@ from policy.keys import Keyring, seal_note
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 0.25  # all partitions are looked at this often, whatever the news: for dues and lost wake-ups
+BEAT_SECONDS = 4.0  # a third of a connection permit's life, and at most a third of a lease
 PACE_SECONDS = 0.01  # between two rounds of leasing: news that come together are acted on together
 UNRESOLVED_SLICES = 4  # of lanes without a site, a partition and round
 STOCK_LIMIT = 20_000  # recipients in hand over all desks: memory stays bounded whatever the number of sites
@@ -527,7 +528,7 @@ class Courier:
                 self.in_trouble()
                 await asyncio.sleep(0.5)
                 continue
-            await asyncio.sleep(min(self._lease_seconds / 3, 8.0))
+            await asyncio.sleep(min(self._lease_seconds / 3, BEAT_SECONDS))
 
     async def _housekeeping(self) -> None:
         while True:

@@ -1,9 +1,11 @@
 """The benchmark of the whole journey: the demo's newsletter to one provider that accepts (`sales-push bench`).
 
 Figures, in the last line:
-- messages_per_second: as in `findings`, from the ledger; the whole system works meanwhile, intake included;
+- messages_per_second: as in `findings`, from the ledger; the whole system works meanwhile, intake included unless the
+  job waits for its last audience entry (--wait);
 - cpu_us_per_message: user and system time of everything `sales-push up` started, between submission and the last
-  settle, over the messages; the sink's share is apart (sink_cpu_us_per_message), the submitter's is not counted;
+  settle, over the messages (cpu_us_by_part: of which process); the sink's share is apart (sink_cpu_us_per_message),
+  the submitter's is not counted;
 - rsa_share: messages_per_second over (RSA-2048 signatures a second of one core x cores), both of this run. Machines
   differ and drift, this ratio less so: every message carries one RSA signature (decision 2), so 1.0 cannot be passed;
 - sink_count: what the sink says it accepted; it must be the number delivered, or the exit code is 1.
@@ -44,11 +46,12 @@ _LOOK_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """recipients: messages to send; deadline: seconds; workers: 0 is one per core."""
+    """recipients: messages to send; deadline: seconds; workers: 0 is one per core; wait: intake first, then delivery."""
 
     recipients: int = 20_000
     deadline: float = 300.0
     workers: int = 0
+    wait: bool = False
 
 
 def provider() -> Provider:
@@ -70,8 +73,11 @@ def rsa_rate(seconds: float = _SAMPLE_SECONDS) -> float:
     return count / taken
 
 
-def cpu_seconds(root: int) -> float:
-    """User and system time of a process and all that descend from it now, ended and reaped children included."""
+def cpu_seconds(root: int) -> dict[str, float]:
+    """User and system time by part, of a process and all that descend from it now, with the children they reaped.
+
+    A part is the role in the command line (``run engine``), else the name of the program.
+    """
     ticks = os.sysconf("SC_CLK_TCK")
     parents: dict[int, int] = {}
     used: dict[int, int] = {}
@@ -83,11 +89,24 @@ def cpu_seconds(root: int) -> float:
         pid = int(entry.parent.name)
         parents[pid] = int(fields[1])  # proc(5): state, ppid, …; utime, stime, cutime, cstime are fields 14 to 17
         used[pid] = sum(int(field) for field in fields[11:15])
-    total, level = 0, {root}
+    parts: dict[str, float] = {}
+    level = {root} & used.keys()
     while level:
-        total += sum(used.get(pid, 0) for pid in level)
+        for pid in level:
+            part = _part(pid)
+            parts[part] = parts.get(part, 0.0) + used[pid] / ticks
         level = {pid for pid, parent in parents.items() if parent in level}
-    return total / ticks
+    return parts
+
+
+def _part(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return "gone"
+    if "run" in words[:-1]:
+        return words[words.index("run") + 1]
+    return "valkey" if "server" in words[0] else "supervisor"
 
 
 async def play(plan: Plan, console: Console, machine: Callable[[str], None]) -> int:
@@ -121,7 +140,7 @@ async def _measure(stage: Stage, plan: Plan, screen: Screen) -> dict[str, Any]:
     sink_used = float((await stage.counts())["cpu_seconds"])
     screen.act(f"{plan.recipients:,} messages to one provider that accepts, {stage.workers} workers")
     async with AsyncProducer(stage.redis_url, intake_key=stage.keyring.intake_public) as producer:
-        job = await producer.submit(campaigns.first(f"bench-{secrets.token_hex(4)}"), audience)
+        job = await producer.submit(campaigns.first(f"bench-{secrets.token_hex(4)}", wait=plan.wait), audience)
     status = None
     with screen.progress(dict(census.rows)) as progress:
         while time.monotonic() < until:
@@ -133,7 +152,8 @@ async def _measure(stage: Stage, plan: Plan, screen: Screen) -> dict[str, Any]:
                     break
             stage.check_alive()
             await asyncio.sleep(_LOOK_SECONDS)
-    taken, used = time.monotonic() - began, cpu_seconds(up) - used
+    taken, after = time.monotonic() - began, cpu_seconds(up)
+    spent = {part: seconds - used.get(part, 0.0) for part, seconds in after.items()}
     counts = await stage.counts()
     if status is None:
         raise StageError(f"the job was not accepted in time\n{stage.last_words('up')}")
@@ -148,8 +168,10 @@ async def _measure(stage: Stage, plan: Plan, screen: Screen) -> dict[str, Any]:
     screen.act(f"{delivered:,} delivered in {taken:.1f} s, {course.rate('accept'):,.0f} messages/s")
     return {
         "workers": stage.workers,
+        "wait": plan.wait,
         "messages_per_second": round(course.rate("accept"), 1),
-        "cpu_us_per_message": round(used / messages * 1e6, 1),
+        "cpu_us_per_message": round(sum(spent.values()) / messages * 1e6, 1),
+        "cpu_us_by_part": {part: round(seconds / messages * 1e6, 1) for part, seconds in sorted(spent.items())},
         "sink_cpu_us_per_message": round(sink_cpu / messages * 1e6, 1),
         "sink_count": int(counts["accepted"]),
         "delivered": delivered,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 rehearsal_commands = typer.Typer(no_args_is_help=True)
 
+Wait = Annotated[bool, typer.Option("--wait", help="Send nothing before the last audience entry is expanded.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Only the line of JSON on standard output.")]
 Workers = Annotated[int, typer.Option(min=0, max=64, help="Engine workers; 0 is one per core.")]
 
@@ -34,6 +35,7 @@ def demo(
     ] = None,
     deadline: Annotated[float, typer.Option(min=5.0, max=3600.0, help="Seconds everything may wait, at most.")] = 140.0,
     workers: Workers = 0,
+    wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
     """A real campaign through every floor on this machine, with simulated providers and readers, proved at the end."""
@@ -42,7 +44,7 @@ def demo(
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         print(f"sales-push demo: {folder} is not an empty folder", file=sys.stderr)
         raise typer.Exit(2)
-    plan = Plan(recipients=recipients, folder=folder, deadline=deadline, lasting=keep, workers=workers)
+    plan = Plan(recipients=recipients, folder=folder, deadline=deadline, lasting=keep, workers=workers, wait=wait)
     raise typer.Exit(_played(play(plan, _console(as_json), _machine)))
 
 
@@ -51,12 +53,13 @@ def bench(
     recipients: Annotated[int, typer.Option(min=100, max=10_000_000, help="Messages to send.")] = 20_000,
     deadline: Annotated[float, typer.Option(min=5.0, max=86_400.0, help="Seconds it may take, at most.")] = 300.0,
     workers: Workers = 0,
+    wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
     """The same newsletter to one provider that accepts everything: messages per second, CPU per message."""
     from engine.rehearsal.bench import Plan, play
 
-    plan = Plan(recipients=recipients, deadline=deadline, workers=workers)
+    plan = Plan(recipients=recipients, deadline=deadline, workers=workers, wait=wait)
     raise typer.Exit(_played(play(plan, _console(as_json), _machine)))
 
 

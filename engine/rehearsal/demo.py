@@ -48,7 +48,7 @@ class DemoError(Exception):
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is asked for. folder: of the installation, None for a temporary one; results: where report and message go;
-    deadline: seconds for everything that waits; lasting: leave it running."""
+    deadline: seconds for everything that waits; lasting: leave it running; wait: intake first, then delivery."""
 
     recipients: int = 20_000
     folder: Path | None = None
@@ -56,6 +56,7 @@ class Plan:
     deadline: float = 140.0
     lasting: bool = False
     workers: int = 0
+    wait: bool = False
 
 
 @dataclass(slots=True)
@@ -174,7 +175,7 @@ async def perform(stage: Stage, plan: Plan, screen: Screen, outcome: Outcome) ->
     screen.act(f"the newsletter to {audience.count:,} recipients is handed in through Redis, sealed")
     outcome.submitted_at = time.time_ns() // 1000
     async with AsyncProducer(stage.redis_url, intake_key=stage.keyring.intake_public) as producer:
-        first = await producer.submit(campaigns.first(f"demo-{stamp}-1"), audience)
+        first = await producer.submit(campaigns.first(f"demo-{stamp}-1", wait=plan.wait), audience)
         screen.act(f"delivering with {stage.workers} workers")
         outcome.status = await _ended(stage, first, outcome, audience, screen, until)
         outcome.sink = await stage.counts()

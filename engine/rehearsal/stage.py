@@ -304,7 +304,12 @@ drain_seconds = {DRAIN_SECONDS}
                 await writer.wait_closed()
 
     def check_alive(self) -> None:
-        """Raises StageError when `up` or the sink has ended."""
+        """Call it in every loop that waits: raises StageError when `up` or the sink has ended, CancelledError when
+        somebody asked this task to stop. redis-py can lose that: it waits by asyncio.wait_for, which before Python
+        3.12 swallows a cancellation that comes together with the answer (gh-86296)."""
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
         self._check(time.monotonic() + 1.0, "")
 
     def last_words(self, name: str, lines: int = 12) -> str:

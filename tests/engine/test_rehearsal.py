@@ -366,8 +366,8 @@ def test_every_behaviour_of_the_audience_is_played() -> None:
 
 def test_bench_knows_one_provider_and_its_own_cpu_time() -> None:
     assert bench.provider() == Provider("accept", PROVIDERS[0].domains, 1.0)
-    before = bench.cpu_seconds(os.getpid())
-    rate = bench.rsa_rate(0.2)
+    before = sum(bench.cpu_seconds(os.getpid()).values())
+    rate = bench.rsa_rate(0.3)
 
     assert rate > 20
-    assert bench.cpu_seconds(os.getpid()) - before >= 0.1
+    assert sum(bench.cpu_seconds(os.getpid()).values()) - before >= 0.02

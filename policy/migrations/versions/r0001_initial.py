@@ -99,7 +99,6 @@ def upgrade() -> None:
         sa.Column("enhanced", TEXT, nullable=False),
         sa.Column("note", BLOB, nullable=True),
         sqlite_strict=True,
-        sqlite_with_rowid=False,
     )
     op.create_index("ix_history_day", "history", ["day"])
     op.create_table(
@@ -153,7 +152,6 @@ def upgrade() -> None:
         sa.Column("tls", SMALL, nullable=False),
         sa.Column("note", BLOB, nullable=True),
         sqlite_strict=True,
-        sqlite_with_rowid=False,
     )
     op.create_index("ix_message_day", "message", ["day"])
     op.create_index("ix_message_pseudonym", "message", ["pseudonym"])
