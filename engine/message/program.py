@@ -221,8 +221,9 @@ class Program:
         constants = self._constants
 
         def render(frame: Frame) -> str:
-            context_values = {**frame.values, **constants, "sp_click": minijinja.safe(frame.click)}
-            return escape(self._renderer.render(name, context_values, html=escapes_itself))
+            if frame.context is None:
+                frame.context = {**frame.values, **constants, "sp_click": minijinja.safe(frame.click)}
+            return escape(self._renderer.render(name, frame.context, html=escapes_itself))
 
         return self._slot(key, render, references)
 

@@ -27,6 +27,7 @@ class Frame:
     boundary: bytes
     click: str = ""
     pixel: str = ""
+    context: dict[str, Any] | None = None  # what minijinja sees, made at the first block and kept
 
 
 Source = Callable[[Frame], bytes]

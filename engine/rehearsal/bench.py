@@ -46,7 +46,7 @@ _LOOK_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """recipients: messages to send; deadline: seconds; workers: 0 is one per core; wait: intake first, then delivery."""
+    """recipients: messages to send; deadline: seconds; workers: 0 is one a core; wait: intake first, then delivery."""
 
     recipients: int = 20_000
     deadline: float = 300.0
