@@ -194,7 +194,11 @@ async def _work(index: int, policy: PolicySettings, settings: EngineSettings) ->
                 signing_domains=lambda: signers.keys(),
                 consumer=holder,
                 life={"campaign": settings.expiry.campaign, "transactional": settings.expiry.transactional},
-                limits=IntakeLimits(claim=settings.intake.claim, deliveries=settings.intake.deliveries, message_bytes=settings.intake.message_bytes),
+                limits=IntakeLimits(
+                    claim=settings.intake.claim,
+                    deliveries=settings.intake.deliveries,
+                    message_bytes=settings.intake.message_bytes,
+                ),
             )
             # What is alive now stays: it need not be looked at again. Messages make no cycles, so the collector finds
             # nothing and costs 5 % of a worker at its usual threshold of 700 (measured; py-spy on a 12,000 recipients run).
@@ -263,5 +267,5 @@ async def _both(
     for each in tasks:
         each.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    log.info("worker ends", extra=courier.statistics()["outcomes"])
+    log.info("worker ends", extra={"outcomes": courier.statistics()["outcomes"]})
     return code

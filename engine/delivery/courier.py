@@ -334,7 +334,8 @@ class Courier:
             now = time.monotonic()
             if now >= sweep_at:
                 self._hot.update(range(keyspace.PARTITIONS))
-                sweep_at = now + SWEEP_SECONDS
+                # what waits is known from the last answers; while there is plenty to do, looking everywhere can wait
+                sweep_at = now + (SWEEP_SECONDS * 4 if self._hands else SWEEP_SECONDS)
             if not self.must_wait:
                 try:
                     await self._lease_round()

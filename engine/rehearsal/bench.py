@@ -37,7 +37,8 @@ from engine.client import AsyncProducer
 from engine.rehearsal import campaigns, findings
 from engine.rehearsal.audience import PROVIDERS, Provider
 from engine.rehearsal.screen import Screen
-from engine.rehearsal.stage import Setting, Stage, StageError
+from engine.rehearsal.setting import Setting
+from engine.rehearsal.stage import Stage, StageError
 from policy.schema import open_store
 
 _SAMPLE_SECONDS = 1.0

@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.rehearsal import newsletter
 from engine.rehearsal.audience import PROVIDERS, Provider, people
-from engine.rehearsal.stage import ACCOUNT, DOMAIN, SENDER
+from engine.rehearsal.setting import ACCOUNT, DOMAIN, SENDER
 from policy.address import AddressError, parse
 from policy.instants import rfc3339
 
@@ -58,7 +58,7 @@ class Census:
 
 def census(audience: Audience) -> Census:
     """Count an audience. at: a sample of addresses by behaviour, for `why`."""
-    found = Census()
+    found = Census(Counter({provider.behaviour: 0 for provider in audience.providers}))  # in their order
     homes = audience.homes
     for row in audience:
         address = str(row["address"])

@@ -39,7 +39,8 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """A real campaign through every floor on this machine, with simulated providers and readers, proved at the end."""
-    from engine.rehearsal.demo import Plan, play
+    from engine.rehearsal.demo import play
+    from engine.rehearsal.outcome import Plan
 
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         print(f"sales-push demo: {folder} is not an empty folder", file=sys.stderr)

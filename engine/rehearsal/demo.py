@@ -2,7 +2,7 @@
 
 Path: `play` makes the folder and the stage and always takes them down again; `perform` is the play: 1. census and
 submission, 2. delivery until everybody ended or the time is over, 3. the providers' own count, 4. readers, 5. the
-second campaign, 6. proofs, 7. stories. `Outcome` holds what came of it, `checks` the equations, in words.
+second campaign, 6. proofs, 7. stories. `outcome` holds what came of it and the equations.
 
 Law: the demo claims nothing it has not counted twice, and every wait has an end: at the deadline it reports what it
 sees, says which equations do not hold, and ends with exit code 1.
@@ -18,8 +18,8 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,20 @@ from rich.console import Console
 
 from engine.client import AsyncProducer
 from engine.rehearsal import campaigns, findings, proof
-from engine.rehearsal.findings import Course, Tally
-from engine.rehearsal.readers import Mail, Visits, read_mail, visit
+from engine.rehearsal.kept import mails_of, sample
+from engine.rehearsal.outcome import Outcome, Plan, Story
+from engine.rehearsal.readers import Mail, visit
 from engine.rehearsal.screen import Screen
-from engine.rehearsal.stage import Setting, Stage, StageError
+from engine.rehearsal.setting import Setting
+from engine.rehearsal.stage import Stage, StageError
 from policy import keyspace
-from policy.ledger import JobStatus, Report
+from policy.ledger import JobStatus
 from policy.schema import open_store
 from policy.valkey import Client, call, connect
 
 READERS = 100
 REWRITE_SECONDS = 20.0
+SECOND_SECONDS = 15.0  # the second campaign gets at least this, however late it is
 _LOOK_SECONDS = 0.25
 
 
@@ -45,128 +48,12 @@ class DemoError(Exception):
     """The play cannot go on; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is asked for. folder: of the installation, None for a temporary one; results: where report and message go;
-    deadline: seconds for everything that waits; lasting: leave it running; wait: intake first, then delivery."""
-
-    recipients: int = 20_000
-    folder: Path | None = None
-    results: Path = Path("demo-data")
-    deadline: float = 140.0
-    lasting: bool = False
-    workers: int = 0
-    wait: bool = False
-
-
-@dataclass(slots=True)
-class Story:
-    """One person's `why`, as the command printed it."""
-
-    title: str
-    command: str
-    text: str
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What came of a rehearsal. figures: the last line; everything else is for the screen, the report and tests."""
-
-    submitted: int = 0
-    rows: dict[str, int] = field(default_factory=dict)
-    status: JobStatus | None = None
-    report: Report | None = None
-    tallies: dict[str, Tally] = field(default_factory=dict)
-    course: Course = field(default_factory=Course)
-    submitted_at: int = 0
-    sink: dict[str, Any] = field(default_factory=dict)
-    rate: float = 0.0
-    visits: Visits = field(default_factory=Visits)
-    readers: int = 0
-    pixels: int = 0
-    pixels_unasked: int = 0
-    second_submitted: int = 0
-    second_refused: int = 0
-    second: Tally = field(default_factory=Tally)
-    signed: Path | None = None
-    signatures: list[proof.Signature] = field(default_factory=list)
-    messages_verified: int = 0
-    messages_checked: int = 0
-    scan: proof.Scan | None = None
-    stories: list[Story] = field(default_factory=list)
-    troubles: list[str] = field(default_factory=list)
-    workers: int = 0
-    seconds: float = 0.0
-
-    @property
-    def whole(self) -> Tally:
-        return findings.total(self.tallies)
-
-    @property
-    def waiting(self) -> int:
-        """Recipients without an end."""
-        return self.submitted - self.whole.ended
-
-    @property
-    def dkim_verified(self) -> bool:
-        return proof.is_proven(self.signatures) and 0 < self.messages_checked == self.messages_verified
-
-    def figures(self) -> dict[str, Any]:
-        """The last line of the demo. deferred: recipients that have not ended; messages_per_second: findings' plate."""
-        whole = self.whole
-        return {
-            "submitted": self.submitted,
-            "delivered": whole["delivered"],
-            "refused": whole["refused"],
-            "bounced": whole["bounced"],
-            "deferred": self.waiting,
-            "expired": whole["expired"],
-            "unknown": whole["unknown"],
-            "sink_accepted": int(self.sink.get("accepted", 0)),
-            "messages_per_second": round(self.rate, 1),
-            "dkim_verified": self.dkim_verified,
-            "opted_out": len(self.visits.opted_out),
-            "second_refused": self.second_refused,
-            "seconds": round(self.seconds, 1),
-            "deferrals": whole.deferrals,
-            "opened": self.visits.opened,
-            "clicked": self.visits.clicked,
-            "files_with_addresses": -1 if self.scan is None else len(self.scan.hits),
-            "ok": all(good for _, good in self.checks()) and not self.troubles,
-        }
-
-    def checks(self) -> list[tuple[str, bool]]:
-        """The equations a rehearsal stands for, each with whether it holds."""
-        whole = self.whole
-        ended = whole["delivered"] + whole["refused"] + whole["bounced"] + whole["expired"]
-        accepted = int(self.sink.get("accepted", -1))
-        opted = len(self.visits.opted_out)
-        return [
-            ("delivered + refused + bounced + expired = submitted", ended == self.submitted),
-            ("nobody is left deferred", self.waiting == 0),
-            ("nobody is in doubt", whole["unknown"] == 0),
-            ("at least 80 % delivered", whole["delivered"] >= 0.8 * self.submitted),
-            ("the sink counts as many accepted as we count delivered", accepted == whole["delivered"]),
-            ("the sink counts no message twice", accepted == int(self.sink.get("unique", -1))),
-            ("every line the sink kept ends in CRLF", self.bare_newlines == 0),
-            ("dkimpy verifies RSA and Ed25519, one-click headers under both", self.dkim_verified),
-            ("no pixel without consent", self.pixels_unasked == 0 and self.pixels > 0),
-            ("the second campaign refused exactly those who opted out", 0 < opted == self.second_refused),
-            ("no address in clear in any file of the data folder", self.scan is not None and not self.scan.hits),
-        ]
-
-    @property
-    def bare_newlines(self) -> int:
-        providers = self.sink.get("providers", {})
-        return sum(int(counts["bare_newlines"]) for counts in providers.values())
-
-
 # --- the play -----------------------------------------------------------------------------------------------------
 
 
 async def perform(stage: Stage, plan: Plan, screen: Screen, outcome: Outcome) -> None:
     """Everything between curtain and curtain. Fills `outcome` as far as it comes. Raises StageError, DemoError."""
-    until = time.monotonic() + plan.deadline
+    until = time.monotonic() + plan.deadline - screen.seconds
     audience = campaigns.Audience(plan.recipients)
     census = campaigns.census(audience)
     outcome.rows, outcome.submitted = dict(census.rows), census.submitted
@@ -176,18 +63,19 @@ async def perform(stage: Stage, plan: Plan, screen: Screen, outcome: Outcome) ->
     outcome.submitted_at = time.time_ns() // 1000
     async with AsyncProducer(stage.redis_url, intake_key=stage.keyring.intake_public) as producer:
         first = await producer.submit(campaigns.first(f"demo-{stamp}-1", wait=plan.wait), audience)
-        screen.act(f"delivering with {stage.workers} workers")
+        screen.act(f"delivering with {stage.workers} worker{'s' * (stage.workers != 1)}")
         outcome.status = await _ended(stage, first, outcome, audience, screen, until)
         outcome.sink = await stage.counts()
         _course(stage, outcome, audience)
         screen.outcome(outcome.rows, outcome.tallies)
+        screen.note(_sink_says(outcome.sink))
         screen.note(f"{outcome.rate:,.0f} messages/s to the provider that accepts, with everything else going on")
-        mails = _mails(stage.kept, census)
+        mails = mails_of(stage.kept, census)
         if not mails:
             raise DemoError("the providers kept no message: nobody can read, nothing can be proved")
         await _read(outcome, mails, census, screen)
         job = await producer.submit(campaigns.second(f"demo-{stamp}-2"), _second(outcome, mails, audience))
-        await _second_ended(stage, job, outcome, screen, until)
+        await _second_ended(stage, job, outcome, screen, max(until, time.monotonic() + SECOND_SECONDS))
     await _hits(stage, first, outcome)
     _prove(stage, outcome, mails, plan, screen)
     await _scan(stage, outcome, mails, census, screen)
@@ -232,35 +120,12 @@ def _course(stage: Stage, outcome: Outcome, audience: campaigns.Audience) -> Non
     outcome.rate = outcome.course.rate("accept")
 
 
-def _mails(kept: Path, census: campaigns.Census) -> list[tuple[Path, Mail]]:
-    """What the providers stored, taken in turns from each of them, people with and without consent alternating."""
-    by_provider: dict[str, list[tuple[Path, Mail]]] = {}
-    for path in sorted(kept.glob("*.eml")):
-        mail = read_mail(path.read_bytes())
-        by_provider.setdefault(path.name.partition("-")[0], []).append((path, mail))
-    for found in by_provider.values():
-        found[:] = _alternating(found, lambda pair: pair[1].recipient in census.tracked)
-    queues = [iter(found) for found in by_provider.values()]
-    mixed: list[tuple[Path, Mail]] = []
-    while queues:
-        for queue in list(queues):
-            pair = next(queue, None)
-            if pair is None:
-                queues.remove(queue)
-            else:
-                mixed.append(pair)
-    return mixed
-
-
-def _alternating(
-    pairs: Iterable[tuple[Path, Mail]], is_first: Callable[[tuple[Path, Mail]], bool]
-) -> list[tuple[Path, Mail]]:
-    yes: list[tuple[Path, Mail]] = []
-    no: list[tuple[Path, Mail]] = []
-    for pair in pairs:
-        (yes if is_first(pair) else no).append(pair)
-    longer = max(len(yes), len(no))
-    return [pair for place in range(longer) for side in (yes, no) if place < len(side) for pair in (side[place],)]
+def _sink_says(sink: dict[str, Any]) -> str:
+    providers: dict[str, dict[str, Any]] = sink["providers"]
+    sums = {name: sum(int(counts[name]) for counts in providers.values()) for name in findings.SINK_FIGURES}
+    return "the providers' own count: " + ", ".join(
+        f"{n:,} {findings.SINK_FIGURES[name]}" for name, n in sums.items() if name != "most_open"
+    )
 
 
 async def _read(outcome: Outcome, mails: list[tuple[Path, Mail]], census: campaigns.Census, screen: Screen) -> None:
@@ -318,6 +183,7 @@ async def _hits(stage: Stage, job: str, outcome: Outcome) -> None:
                 return
         if time.monotonic() > deadline:
             return  # the tracker may fold two looks into one; the report shows what the ledger has
+        stage.check_alive()
         await asyncio.sleep(_LOOK_SECONDS)
 
 
@@ -354,13 +220,6 @@ async def _scan(
         f"{len(needles)} addresses looked for in {outcome.scan.files} files ({outcome.scan.size / 1e6:.0f} MB) of the "
         f"data folder: in clear in {len(outcome.scan.hits)}"
     )
-
-
-def sample(mails: list[tuple[Path, Mail]], visits: Visits, census: campaigns.Census) -> list[str]:
-    """Somebody delivered, somebody who opted out, somebody refused."""
-    gone = set(visits.opted_out)
-    delivered = next((mail.recipient for _, mail in mails if mail.recipient not in gone), "")
-    return [one for one in (delivered, *visits.opted_out[:1], *census.without_consent[:1]) if one]
 
 
 async def rewrite(store: Client) -> None:

@@ -22,6 +22,15 @@ from policy.schema import domain, history, message
 
 TALLIED = ("delivered", "refused", "bounced", "expired", "unknown", "cancelled", "lost")
 ELSEWHERE = "(no address)"
+# Fields of engine.rehearsal.server.Counts that are shown, in words.
+SINK_FIGURES = {
+    "accepted": "accepted",
+    "deferred": "deferred",
+    "refused": "refused",
+    "connections": "connections",
+    "closed_421": "closed with 421",
+    "most_open": "open at once",
+}
 
 
 @dataclass(slots=True)

@@ -15,10 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Final
 
+from engine.rehearsal import findings
 from engine.rehearsal.screen import NAMES
 
 if TYPE_CHECKING:
-    from engine.rehearsal.demo import Outcome
+    from engine.rehearsal.outcome import Outcome
 
 SPANS: Final = 120
 _COLOURS: Final[Mapping[str, str]] = {
@@ -62,6 +63,7 @@ th { text-align: right; font-weight: 500; color: var(--soft); font-size: 13px; }
 td, th { padding: 6px 10px; border-bottom: 1px solid var(--line); } td { text-align: right; }
 td:first-child, th:first-child { text-align: left; padding-left: 0; } tr:last-child td { border-bottom: 0; }
 tfoot td { font-weight: 600; }
+table.words td:nth-child(2), table.words th:nth-child(2) { text-align: left; }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; }
 svg text { fill: var(--soft); } svg .grid { stroke: var(--line); stroke-width: 1; }
 .key { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 13px; color: var(--soft); margin: 8px 0 0; }
@@ -106,6 +108,8 @@ def html(outcome: Outcome) -> str:
         "<h2>Why not</h2>",
         _reasons(outcome),
         "</div></div>",
+        "<h2>What the providers counted themselves</h2>",
+        _sink(outcome),
         "<h2>What readers did</h2>",
         _readers(outcome),
         "<h2>Checked against somebody else's count</h2>",
@@ -164,10 +168,10 @@ def _throughput(outcome: Outcome) -> str:
         f'<text x="{left - 8}" y="{y(v) + 4:.1f}" text-anchor="end">{v:,.0f}</text>'
         for v in (0.0, top / 4, top / 2, 3 * top / 4, top)
     ]
-    step = _round_up(seconds / 8)
+    step = next((s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600) if seconds / s <= 12), 3600)
     ticks = [step * n for n in range(int(seconds / step) + 1)]
     drawn += [
-        f'<text x="{x(tick / seconds * (count - 1)):.1f}" y="{height - 6}" text-anchor="middle">{tick:g} s</text>'
+        f'<text x="{x(tick / seconds * (count - 1)):.1f}" y="{height - 6}" text-anchor="middle">{tick} s</text>'
         for tick in ticks
     ]
     below = [0.0] * count
@@ -180,18 +184,26 @@ def _throughput(outcome: Outcome) -> str:
             f"<title>{escape(NAMES[home])}</title></polygon>"
         )
         below = above
+    deferred = [outcome.course.buckets(home, "deferred", start, width, count) for home in homes]
+    put_off = [sum(column) for column in zip(*deferred, strict=True)]
+    line = [f"{x(n):.1f},{y(min(top, value * scale)):.1f}" for n, value in enumerate(put_off)]
+    drawn.append(
+        f'<polyline points="{" ".join(line)}" fill="none" stroke="var(--bad)" stroke-width="1.5"'
+        ' stroke-dasharray="4 3"/>'
+    )
+    key = [*((NAMES[home], _COLOURS[home]) for home in homes), ("attempts put off", "var(--bad)")]
     return (
         f'<div class="panel"><svg viewBox="0 0 {wide:g} {height:g}" role="img" aria-label="delivered per second">'
-        f"{''.join(drawn)}</svg>{_key((NAMES[home], _COLOURS[home]) for home in homes)}</div>"
+        f"{''.join(drawn)}</svg>{_key(key)}</div>"
     )
 
 
 def _round_up(value: float) -> float:
-    """The next 1, 2 or 5 times a power of ten."""
+    """The next round number, one that quarters well."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= value)
+    return next(step * power for step in (1.0, 1.2, 1.6, 2.0, 2.4, 3.2, 4.0, 6.0, 8.0, 10.0) if step * power >= value)
 
 
 def _key(names: Iterable[tuple[str, str]]) -> str:
@@ -238,7 +250,7 @@ def _attempts(outcome: Outcome) -> str:
         f"<tr><td>{attempts}</td><td>{_bar({'delivered': n}, most)}</td><td>{n:,}</td></tr>" for attempts, n in found
     )
     return (
-        '<div class="panel"><table><thead><tr><th>attempts</th><th></th><th>recipients</th></tr></thead>'
+        '<div class="panel"><table class="words"><thead><tr><th>attempts</th><th></th><th>recipients</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 
@@ -249,9 +261,21 @@ def _reasons(outcome: Outcome) -> str:
         for (kind, reason), n in outcome.whole.reasons.most_common(14)
     )
     return (
-        '<div class="panel"><table><thead><tr><th>what</th><th>why</th><th>times</th></tr></thead>'
+        '<div class="panel"><table class="words"><thead><tr><th>what</th><th>why</th><th>times</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
+
+
+def _sink(outcome: Outcome) -> str:
+    providers: Mapping[str, Mapping[str, float]] = outcome.sink.get("providers", {})
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("", *findings.SINK_FIGURES.values()))
+    rows = "".join(
+        f"<tr><td>{escape(NAMES.get(home, home))}</td>"
+        + "".join(f"<td>{int(counts.get(name, 0)):,}</td>" for name in findings.SINK_FIGURES)
+        + "</tr>"
+        for home, counts in providers.items()
+    )
+    return f'<div class="panel"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _readers(outcome: Outcome) -> str:
@@ -275,7 +299,7 @@ def _readers(outcome: Outcome) -> str:
         for (kind, name), n in sorted(classes.items(), key=lambda pair: (pair[0][0], -pair[1]))
     )
     return (
-        f'{cards}<div class="panel"><table><thead><tr><th>hit</th><th>by</th><th>times</th></tr></thead>'
+        f'{cards}<div class="panel"><table class="words"><thead><tr><th>hit</th><th>by</th><th>times</th></tr></thead>'
         f'<tbody>{rows}</tbody></table><p class="soft">Of those who agreed. Machines are counted apart, never dropped; '
         "nobody who did not agree carries a pixel.</p></div>"
     )

@@ -10,8 +10,8 @@ it on Linux (PR_SET_PDEATHSIG), unless it is `lasting`, which means: left runnin
     folder/sink/               messages the providers kept, as a mailbox would: in clear
     folder/logs/               what every process said
 
-Path: 1. `write_config`, ports chosen; 2. `sales-push init`; 3. the sink; 4. `sales-push up`; 5. ready when /readyz says
-so and the tracker answers.
+Path: 1. the sink, which chooses its ports; 2. `setting.configuration`, written; 3. `sales-push init`; 4. `sales-push
+up`; 5. ready when every worker has spoken, /readyz says so and the tracker answers.
 
 Known limits: a port chosen here is free for a moment only; a second program may take it before `up` does, then the
 start fails and says so. The folder must be short: the server's Unix socket lies in it.
@@ -29,36 +29,30 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final
 
 import aiohttp
 
-from engine.rehearsal.audience import PROVIDERS, Provider
+from engine.rehearsal.setting import (
+    ACCOUNT,
+    DOMAIN,
+    DRAIN_SECONDS,
+    POSTAL,
+    SENDER,
+    SINK,
+    Setting,
+    configuration,
+)
 from policy.keys import Keyring
 from policy.ledger import Reader
 from policy.schema import open_store
 from policy.settings import SOCKET_PATH_LIMIT, PolicySettings, load
 from policy.vitals import read_all
 
-DOMAIN: Final = "letter.example"  # RFC 2606: nobody's
-ACCOUNT: Final = "goodthings"
-OFFICER: Final = ("Privacy Officer", f"privacy@{DOMAIN}")
-SENDER: Final = "The Good Things Letter"
-POSTAL: Final = "The Good Things Letter, 12 Orchard Lane, Springfield"
 START_SECONDS: Final = 40.0
-DRAIN_SECONDS: Final = 10.0
-# What each simulated provider is asked to do; the numbers are small so that a rehearsal meets them.
-SINK: Final[Mapping[str, str]] = {
-    "accept": "accept",
-    "limit": "limit:0:connections=6,messages=40,rate=500",
-    "greylist": "greylist:0:seconds=3",
-    "unknown": "unknown:0:share=0.25",
-    "slow": "slow:0:delay=0.1",
-}
 _POLL: Final = 0.02
 # -c instead of -m: the sink shall not outlive a killed rehearsal. 1 is PR_SET_PDEATHSIG, 15 SIGTERM (linux/prctl.h).
 _TIED: Final = (
@@ -69,17 +63,6 @@ _TIED: Final = (
 
 class StageError(Exception):
     """The rehearsal cannot be set up or lost a part; the text says which, with the last lines of its log."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """How the stage is built. keep, keep_every: messages the sink keeps a provider; lasting: left running."""
-
-    workers: int = 0
-    providers: Sequence[Provider] = PROVIDERS
-    keep: int = 120
-    keep_every: int = 1
-    lasting: bool = False
 
 
 def program() -> list[str]:
@@ -104,7 +87,7 @@ class Stage:
         self.data = self.folder / "data"
         self.kept = self.folder / "sink"
         self.logs = self.folder / "logs"
-        self.workers = setting.workers or os.cpu_count() or 1
+        self.workers = setting.worker_count
         self.tracker_url = ""
         self.ops_url = ""
         self.redis_url = ""
@@ -161,54 +144,11 @@ class Stage:
     def _install(self) -> None:
         tracker, ops = free_port(), free_port()
         self.tracker_url, self.ops_url = f"http://127.0.0.1:{tracker}", f"http://127.0.0.1:{ops}"
-        self.config.write_text(self.write_config(tracker, ops), encoding="utf-8")
+        self.config.write_text(configuration(self.setting, self._ports, tracker, ops), encoding="utf-8")
         self.command(
             "init", "--config", str(self.config), "--domain", DOMAIN, "--account", ACCOUNT,
             "--display-name", SENDER, "--postal-address", POSTAL,
         )  # fmt: skip
-
-    def write_config(self, tracker_port: int, ops_port: int) -> str:
-        """The configuration as TOML. Times are compressed; limits and pacing work as they always do."""
-        routes = "\n".join(
-            f'"{domain}" = "127.0.0.1:{self._ports[provider.behaviour]}"'
-            for provider in self.setting.providers
-            for domain in provider.domains
-        )
-        return f"""# A rehearsal: everything on this host, providers simulated, hours compressed into seconds.
-[policy]
-data_dir = "data"
-public_url = "http://127.0.0.1:{tracker_port}"
-bounce_domain = "bounce.{DOMAIN}"
-
-[policy.officer]
-name = "{OFFICER[0]}"
-address = "{OFFICER[1]}"
-
-[tracker]
-port = {tracker_port}
-
-[engine]
-workers = {self.workers}
-hostname = "mail.{DOMAIN}"
-
-[engine.routes]
-{routes}
-
-[engine.retry]
-schedule = [1.0, 3.0, 4.0, 5.0, 8.0]
-
-[engine.pace]
-calm = 0.5
-back_off = 0.5
-back_off_cap = 4.0
-block_back_off = 2.0
-
-[engine.ops]
-port = {ops_port}
-
-[engine.supervisor]
-drain_seconds = {DRAIN_SECONDS}
-"""
 
     async def _start_sink(self) -> None:
         sinks = [SINK[provider.behaviour] for provider in self.setting.providers]

@@ -24,11 +24,12 @@ from sqlalchemy import Engine, insert
 from engine.campaign.validation import read
 from engine.rehearsal import bench, campaigns, findings, proof
 from engine.rehearsal.audience import PROVIDERS, Provider, people
-from engine.rehearsal.demo import Outcome, Story
 from engine.rehearsal.findings import Course, Tally
+from engine.rehearsal.outcome import Outcome, Story
 from engine.rehearsal.report import html
 from engine.rehearsal.screen import Screen
-from engine.rehearsal.stage import SINK, Setting, Stage, StageError
+from engine.rehearsal.setting import SINK, Setting, configuration
+from engine.rehearsal.stage import Stage, StageError
 from engine.settings import EngineSettings
 from policy import schema
 from policy.events import Kind, Reason
@@ -340,16 +341,16 @@ def test_the_last_line_has_every_figure_of_the_issue() -> None:
 
 
 def test_the_configuration_of_a_stage_is_one(folder: Path) -> None:
-    stage = Stage(folder, Setting(workers=3))
-    stage._ports = {behaviour: 2500 + n for n, behaviour in enumerate(SINK)}
-    stage.config.write_text(stage.write_config(8080, 9090), encoding="utf-8")
+    ports = {behaviour: 2500 + n for n, behaviour in enumerate(SINK)}
+    config = folder / "sales-push.toml"
+    config.write_text(configuration(Setting(workers=3), ports, 8080, 9090), encoding="utf-8")
 
-    load_all([PolicySettings, TrackerSettings, EngineSettings], stage.config)
-    engine, policy = load(EngineSettings, stage.config), load(PolicySettings, stage.config)
+    load_all([PolicySettings, TrackerSettings, EngineSettings], config)
+    engine, policy = load(EngineSettings, config), load(PolicySettings, config)
     assert engine.worker_count == 3
     assert set(engine.routes) == {domain for provider in PROVIDERS for domain in provider.domains}
     assert policy.data_dir == folder / "data"
-    assert tomllib.loads(stage.config.read_text())["tracker"]["port"] == 8080
+    assert tomllib.loads(config.read_text())["tracker"]["port"] == 8080
 
 
 async def test_a_folder_too_deep_for_a_socket_is_refused(folder: Path) -> None:

@@ -18,10 +18,12 @@ import pytest
 from rich.console import Console
 
 from engine.rehearsal import campaigns, proof
-from engine.rehearsal.demo import Outcome, Plan, perform
+from engine.rehearsal.demo import perform
+from engine.rehearsal.outcome import Outcome, Plan
 from engine.rehearsal.readers import read_mail
 from engine.rehearsal.screen import Screen
-from engine.rehearsal.stage import Setting, Stage, StageError
+from engine.rehearsal.setting import Setting
+from engine.rehearsal.stage import Stage, StageError
 
 RECIPIENTS = 400
 PATIENCE = 60.0  # seconds; only ever spent when something is broken

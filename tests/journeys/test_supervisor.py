@@ -55,9 +55,17 @@ class Watch:
         self.path = path
         self.heard: list[tuple[str, str, int]] = []
         self._news = asyncio.Condition()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def close(self) -> None:
+        """Every line a child opened: one left to the collector would warn in some later test."""
+        for writer in self._writers:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     async def hear(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         async for line in reader:
             name, word, pid = line.decode().split()
             async with self._news:
@@ -95,6 +103,7 @@ async def watch(folder: Path) -> AsyncIterator[Watch]:
     yield ear
     server.close()
     await server.wait_closed()
+    await ear.close()
 
 
 def make(

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from engine.client import AsyncProducer
+from engine.message import load_signer
 from policy import keyspace
 from policy.instants import rfc3339
 from policy.keys import open_sealed
@@ -140,12 +141,10 @@ class MailWorld:
 
     async def rejected(self) -> list[Any]:
         """The problems of every rejected entry."""
-        entries = await self.policy.redis.xrange(keyspace.REJECTED)
+        entries: Any = await self.policy.redis.execute_command("XRANGE", keyspace.REJECTED, "-", "+")
         service = self.policy.keyring.service
-        return [
-            msgspec.msgpack.decode(open_sealed(service, fields[b"sealed"], b"rejected"))["problems"]
-            for _, fields in entries
-        ]
+        sealed = [bytes(fields[b"sealed"]) for _, fields in entries]
+        return [msgspec.msgpack.decode(open_sealed(service, data, b"rejected"))["problems"] for data in sealed]
 
     async def sink_counts(self) -> dict[str, dict[str, Any]]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.control)
@@ -160,6 +159,15 @@ class MailWorld:
     def kept(self) -> list[bytes]:
         """Every message the server kept."""
         return [path.read_bytes() for path in sorted((self.folder / "kept").rglob("*")) if path.is_file()]
+
+    def dkim_records(self) -> dict[str, str]:
+        """The DNS records that belong to the signing keys, by name."""
+        records = {}
+        for path in (self.policy.settings.keys_dir / "dkim").iterdir():
+            selector = path.name.removeprefix(SENDER + ".").split(".")[0]
+            signer = load_signer(SENDER, selector, path.read_bytes())
+            records[f"{selector}._domainkey.{SENDER}"] = signer.public_record()
+        return records
 
     def log(self) -> str:
         return "".join(path.read_text()[-3000:] for path in sorted(self.folder.glob("worker-*.log")))
@@ -176,7 +184,7 @@ class MailWorld:
 
 def _keys(folder: Path) -> None:
     folder.mkdir(mode=0o700)
-    made = {
+    made: dict[str, rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey] = {
         f"{SENDER}.s1.rsa.pem": rsa.generate_private_key(65537, 2048),
         f"{SENDER}.s1e.ed25519.pem": ed25519.Ed25519PrivateKey.generate(),
     }
@@ -192,9 +200,16 @@ def _keys(folder: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def mail_world(
-    *providers: str, workers: int = 1, tls: str = "off", sink_options: Sequence[str] = ()
+    *providers: str,
+    workers: int = 1,
+    tls: str = "off",
+    sink_options: Sequence[str] = (),
+    others: Mapping[str, int] | None = None,
 ) -> AsyncIterator[MailWorld]:
-    """providers: descriptions of engine.rehearsal.providers, each with a name of its own; default one that accepts."""
+    """providers: descriptions of engine.rehearsal.providers, each with a name of its own; default one that accepts.
+
+    others: ports of servers that are not ours, by name: domains under ``<name>.test`` are routed there.
+    """
     providers = providers or ("accept:0:name=accept",)
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(short_folder())
@@ -208,7 +223,9 @@ async def mail_world(
         said = json.loads(await sink.stdout.readline())
         policy = await stack.enter_async_context(policy_world(folder))
         _keys(policy.settings.keys_dir / "dkim")
-        routes = "\n".join(f'"*.{name}.test" = "127.0.0.1:{port}"' for name, port in said["ports"].items())
+        routes = "\n".join(
+            f'"*.{name}.test" = "127.0.0.1:{port}"' for name, port in {**said["ports"], **(others or {})}.items()
+        )
         config = folder / "sales-push.toml"
         config.write_text(_CONFIG.format(folder=folder, workers=workers, tls=tls, routes=routes))
         await policy.ask.account_add(
