@@ -63,7 +63,7 @@ def people(count: int, *, seed: int = 1, providers: tuple[Provider, ...] = PROVI
         elif number % 400 == 399:
             address = earlier
         earlier = address
-        evidence = {"source": "signup form", "time": f"2026-03-0{1 + number % 9}T10:00:00Z", "wording": "letter-v2"}
+        evidence = {"source": "signup form", "time": f"2024-03-0{1 + number % 9}T10:00:00Z", "wording": "letter-v2"}
         consent: dict[str, Any] = {} if number % 100 == 50 else {"mail_marketing": evidence}
         if consent and number % 2 == 0:
             consent |= {"open_tracking": evidence, "click_tracking": evidence}
