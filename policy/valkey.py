@@ -57,7 +57,8 @@ def connect(url: str, **options: Any) -> Client:
     # No socket_timeout: with one, redis-py 8.1 wraps every command in asyncio.wait_for, which before Python 3.12 can
     # swallow a cancellation (CPython gh-86296; 6 of 12 instants tried), and costs 2 % of a worker. A server that hangs
     # is noticed by the heartbeat (nothing new is sent) and by the deadline of whoever asked.
-    options.setdefault("socket_keepalive", True)
+    if not url.startswith("unix"):
+        options.setdefault("socket_keepalive", True)  # a host that is gone is noticed in the end
     options.setdefault("socket_connect_timeout", 5.0)
     options.setdefault("max_connections", 64)
     # redis-py's own default waits seconds between tries; an opt-out wants its 503 sooner than that, loops retry anyway

@@ -320,6 +320,14 @@ class Desk:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _feel(self, outcome: Outcome) -> None:
+        state = self.pace
+        if (
+            outcome.tone is pace.Tone.ACCEPTED
+            and state.window >= self._profile.ceiling
+            and state.rate >= self._profile.rate
+            and not (state.failures or state.dead)
+        ):
+            return  # nothing left to climb: most messages of a campaign
         held = self.is_held
         self.pace = pace.on_answer(self.pace, outcome.tone, _micros(time.monotonic()), self._profile)
         if self.is_held and not held:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import binascii
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,10 +44,14 @@ class Attachment:
     cid: str | None = None
 
 
-def quote_slot(data: bytes) -> bytes:
+_NOTHING_KNOWN: dict[bytes, bytes] = {}
+
+
+def quote_slot(data: bytes, known: Mapping[bytes, bytes] = _NOTHING_KNOWN) -> bytes:
     """The quoted-printable form of a slot's value, which stands at the start of a line and is followed by a soft break.
 
-    Most values are short plain ASCII and are their own form: one regular expression, 0.3 us.
+    Most values are short plain ASCII and are their own form: one regular expression, 0.3 us. known: lines of a block
+    that are the same for everybody, with their form (`quoted_lines`); the others cost 1.5 us each.
     """
     if _PLAIN.fullmatch(data):
         if len(data) <= _LIMIT:
@@ -54,7 +59,13 @@ def quote_slot(data: bytes) -> bytes:
         cut = SOFT.join([data[at : at + _LIMIT] for at in range(0, len(data), _LIMIT)])
         if b"\n." not in cut and b"\nFrom " not in cut:
             return cut
-    return quote_text(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+    lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    return b"\r\n".join([known.get(line) or _quote_line(line) for line in lines])
+
+
+def quoted_lines(lines: Iterable[bytes]) -> dict[bytes, bytes]:
+    """The quoted-printable form of whole lines, for `quote_slot`."""
+    return {line: _quote_line(line) for line in lines}
 
 
 def quote_text(data: bytes) -> bytes:

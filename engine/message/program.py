@@ -17,7 +17,7 @@ base64 cannot be spliced.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
@@ -225,17 +225,17 @@ class Program:
                 frame.context = {**frame.values, **constants, "sp_click": minijinja.safe(frame.click)}
             return escape(self._renderer.render(name, frame.context, html=escapes_itself))
 
-        return self._slot(key, render, references)
+        return self._slot(key, render, references, _static_lines(source))
 
-    def _slot(self, key: Key, words: Words, references: bool) -> Key:
+    def _slot(self, key: Key, words: Words, references: bool, static: Iterable[str] = ()) -> Key:
         """Keeps a slot as text (for headers and base64) and quoted-printable. references: what is not ASCII becomes
-        character references, which HTML reads everywhere but in style and script."""
+        character references, which HTML reads everywhere but in style and script. static: lines that are the same for
+        everybody."""
         if key not in self._words:
             self._words[key] = words
-            if references:
-                self._sources[key] = lambda frame: mime.quote_slot(words(frame).encode("ascii", "xmlcharrefreplace"))
-            else:
-                self._sources[key] = lambda frame: mime.quote_slot(words(frame).encode("utf-8", "replace"))
+            code, errors = ("ascii", "xmlcharrefreplace") if references else ("utf-8", "replace")
+            known = mime.quoted_lines(line.encode(code, errors) for line in static)
+            self._sources[key] = lambda frame: mime.quote_slot(words(frame).encode(code, errors), known)
         return key
 
     def _keep(self, key: Key, source: Source) -> Key:
@@ -393,3 +393,9 @@ def _boundary_field(kind: str, letter: str, extra: tuple[tuple[str, str], ...]) 
     whole = headers.parameters("Content-Type", kind, [("boundary", _BOUNDARY_MARK + letter), *extra])
     before, _, after = whole.partition(_BOUNDARY_MARK.encode("ascii"))
     return before, after
+
+
+def _static_lines(source: str) -> set[str]:
+    """Whole lines of a block that no template tag touches: what is printed of them is what stands there."""
+    lines = source.split("\n")[1:-1]  # the first and the last continue in the tags around them
+    return {line for line in lines if line and "{" not in line and "}" not in line and "\r" not in line}
