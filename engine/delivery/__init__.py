@@ -1,20 +1,22 @@
-"""Delivery: leased slices become transactions, transactions become outcomes.
+"""Delivery: leased slices become transactions, transactions become outcomes (steps 5 to 10 of the journey).
 
-Promise: a message reaches the wire only with a Permit that is good, on a connection to an address that may be dialled,
+Promise: a message reaches the wire only under a Permit that is good, on a connection to an address that may be dialled,
 and every attempt ends in one outcome with a scope that says who backs off: the site, the message or the recipient.
 
-1. `courier` leases due slices (each a `hand`) for the sites that can take them; `site` finds where a domain's mail
-   goes: route, smarthost, else MX, else A and AAAA (RFC 5321 5.1, S-09), null MX (S-10); `lookup` is DNS, `dialable`
-   says which addresses are never dialled (faults 3.2).
-2. `desk` is one site in one worker: its waiting recipients, its connections by `pool.plan`, its pace.
-3. `press` asks the gate for those who are next (`gatekeeper`, decision 7) and has their messages written and signed by
-   the compiled campaign (`campaigns`).
-4. `connection` drives the SMTP dialogue over one socket (`tls` has the contexts) and tells the desk of every final dot
-   before it leaves: the intent is journalled first (T6).
-5. `outcome` judges each verdict by class (`engine.bounce`) and scope.
-6. `settling` journals outcomes and settles slices (T7); `replay` does it for a worker that died (T8).
+    1 leasing      due slices for the sites with room; each one opened, its domain looked up, its lane assigned
+    2 site         where a domain's mail goes: routes, else MX, else A and AAAA (RFC 5321 5.1, S-09), null MX (S-10);
+      lookup       DNS; `dialable`: which addresses are never dialled (faults 3.2)
+    3 desk         one site here: who waits, its connections (`pool`), its pace (engine.queue.pace)
+    4 press        asks the gate (`gatekeeper`) for those who are next, composes (`campaigns`) and signs in batches
+    5 connection   drives the SMTP dialogue over one socket (`tls`); the intent is journalled before a final dot (T6)
+    6 outcome      judges each verdict by class (engine.bounce) and scope
+    7 conclusions  what it comes to: an end, or another attempt in time
+    8 settling     journal first, then one settle a slice (T7)
+      hand         a leased slice and where each of its recipients is · courier: all of this, put together
+      replay       what a dead worker left, before anything is leased
 
 It never decides whether somebody may be written to (policy.gate does) and never forgets a 250.
 
-Known limits: no DANE, no MTA-STS, one source address a worker.
+Known limits: no DANE, no MTA-STS, no warm-up of a new source, one source address a worker; leases of another host's
+dead worker come back only when that host's supervisor is up again.
 """

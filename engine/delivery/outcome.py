@@ -126,9 +126,8 @@ def judge(verdict: Verdict, *, resend: bool = False) -> Outcome:
     """Judge one verdict. resend: the job chose `resend` and this message has not used its extra copy yet (T8)."""
     reply, trouble = verdict.reply, verdict.trouble
     if verdict.fate is Fate.DELIVERED and reply is not None:
-        return Outcome(
-            kind=Kind.DELIVERED, tone=Tone.ACCEPTED, code=reply.code, enhanced=reply.enhanced, text=reply.text
-        )
+        # Without the words: nobody asks a 250 for them, and they are not kept (P-12).
+        return Outcome(kind=Kind.DELIVERED, tone=Tone.ACCEPTED, code=reply.code, enhanced=reply.enhanced)
     if verdict.fate is Fate.UNKNOWN:
         return Outcome(
             kind=Kind.DEFERRED if resend else Kind.UNKNOWN,

@@ -36,10 +36,10 @@ class Provider:
 
 
 PROVIDERS: tuple[Provider, ...] = (
-    Provider("accept", tuple(f"mail{n}.posthaus.test" for n in range(1, 13)), 0.80),
-    Provider("limit", ("box.tollgate.test", "in.tollgate.test"), 0.07),
-    Provider("greylist", ("mx.patience.test", "post.patience.test"), 0.06),
-    Provider("unknown", ("home.strict.test",), 0.04),
+    Provider("accept", tuple(f"mail{n}.posthaus.test" for n in range(1, 13)), 0.88),
+    Provider("limit", ("box.tollgate.test", "in.tollgate.test"), 0.03),
+    Provider("greylist", ("mx.patience.test", "post.patience.test"), 0.03),
+    Provider("unknown", ("home.strict.test",), 0.03),
     Provider("slow", ("mail.snail.test",), 0.03),
 )
 

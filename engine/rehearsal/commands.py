@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 rehearsal_commands = typer.Typer(no_args_is_help=True)
 
-Wait = Annotated[bool, typer.Option("--wait", help="Send nothing before the last audience entry is expanded.")]
+Wait = Annotated[
+    bool,
+    typer.Option("--wait/--no-wait", help="Send nothing before the last audience entry is expanded (job field wait)."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Only the line of JSON on standard output.")]
 Workers = Annotated[int, typer.Option(min=0, max=64, help="Engine workers; 0 is one per core.")]
 
@@ -35,7 +38,7 @@ def demo(
     ] = None,
     deadline: Annotated[float, typer.Option(min=5.0, max=3600.0, help="Seconds everything may wait, at most.")] = 140.0,
     workers: Workers = 0,
-    wait: Wait = False,
+    wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
     """A real campaign through every floor on this machine, with simulated providers and readers, proved at the end."""

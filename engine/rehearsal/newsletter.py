@@ -114,8 +114,8 @@ def html() -> str:
   <tr>
     <td align="left" style="padding:8px 24px;{_STYLE}">
       <p style="margin:0 0 10px 0;{_STYLE}">Dear {{{{ name }}}},</p>
-      {{% if member %}}<p style="margin:0 0 10px 0;{_STYLE}">as a member since {{{{ since }}}} you read this a day early \
-and post is free in {{{{ city }}}}.</p>{{% else %}}<p style="margin:0 0 10px 0;{_STYLE}">reading along costs nothing. \
+      {{% if member %}}<p>as a member since {{{{ since }}}} you read this a day early \
+and post is free in {{{{ city }}}}.</p>{{% else %}}<p>reading along costs nothing. \
 <a href="https://www.shop.example/join?ref=letter" style="color:#b3541e;">Members</a> read a day early.</p>{{% endif %}}
       <p style="margin:0 0 10px 0;{_STYLE}">Your corner, {{{{ city | upper }}}}, has been busy: café, Bäckerei and \
 “the little cinema” all wrote to us. Here is what they asked us to pass on — and eight pieces to keep.</p>
@@ -125,9 +125,9 @@ and post is free in {{{{ city }}}}.</p>{{% else %}}<p style="margin:0 0 10px 0;{
     <td align="left" style="padding:10px 24px;{_STYLE}">
       <h3 style="margin:0 0 6px 0;font-size:17px;color:#12343b;">Picked for you</h3>
       <ul style="margin:0 0 10px 18px;padding:0;{_STYLE}">{{% for offer in offers %}}
-        <li style="{_STYLE}">{{{{ offer }}}} for {{{{ name | default("you") }}}}</li>{{% endfor %}}
+        <li>{{{{ offer }}}} for {{{{ name | default("you") }}}}</li>{{% endfor %}}
       </ul>
-      {{% if points > 100 %}}<p style="margin:0;{_STYLE}"><b>{{{{ points }}}} points</b> are worth a pot of tea.</p>{{% endif %}}
+      {{% if points > 100 %}}<p><b>{{{{ points }}}} points</b> are worth a pot of tea.</p>{{% endif %}}
     </td>
   </tr>{goods}{filler}
   <tr>

@@ -74,7 +74,7 @@ FAMILIES = (
 # What only the world of the tests puts into the folder.
 OURS = re.compile(r"sales-push\.toml|worker-\d+\.log|kept/.*")
 # SQL that is not ours to describe: the migrations' mark and SQLite's counters of AUTOINCREMENT.
-NOT_OURS = {"alembic_version.version_num", "sqlite_sequence.name", "sqlite_sequence.seq"}
+NOT_OURS = {"schema_version.version_num", "sqlite_sequence.name", "sqlite_sequence.seq"}
 # Not on this journey: a dead entry needs an intake that fails five times (test_intake.py has it), and nobody writes the
 # list of workers yet.
 ELSEWHERE = {"dead", "workers"}
@@ -102,18 +102,19 @@ class Census:
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
+        enough = asyncio.Event()
+
         async def watch() -> None:
-            while True:
+            while not enough.is_set():
                 await self.look()
                 await asyncio.sleep(0.005)
 
-        watcher = asyncio.create_task(watch())
-        try:
-            yield
-            assert not watcher.done(), watcher
-        finally:
-            watcher.cancel()
-            await asyncio.wait([watcher])
+        async with asyncio.TaskGroup() as group:
+            group.create_task(watch())
+            try:
+                yield
+            finally:
+                enough.set()
 
     def unknown(self) -> list[str]:
         return sorted(
