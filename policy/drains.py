@@ -293,7 +293,9 @@ class EventBook:
                 seen += 1
                 if h.mode == Mode.OFF:
                     continue  # no consent, no row: not even in a sum
-                if h.mode == Mode.DELIVERABILITY:  # the day of the last open and nothing else, no count (tracking.md 3.1)
+                if (
+                    h.mode == Mode.DELIVERABILITY
+                ):  # the day of the last open and nothing else, no count (tracking.md 3.1)
                     key = (h.job, h.mref)
                     days[key] = max(days.get(key, 0), h.at // DAY_US)
                     continue

@@ -25,7 +25,6 @@ INTAKE_GROUP = "engine"
 META = "salespush:{meta}"
 HITS = "salespush:{t}:hits"
 NEGATIVE = "salespush:{t}:negative"
-WORKERS = "salespush:{w}:workers"
 WAKE = "salespush:wake"  # a channel, not a key: message is the partition number, "in" for intake
 
 
@@ -180,7 +179,6 @@ CATALOGUE: tuple[Entry, ...] = (
         "R5",
         "capped; SQL is the truth",
     ),
-    _entry("workers", r"salespush:\{w\}:workers", "engine.delivery", "none", "R0", "forgotten with the host"),
     _entry("slice", _P + r"s:[0-9a-z]+", "engine.queue", "sealed recipients", "R0", "when every recipient is settled"),
     _entry("lane", _P + r"l:[A-Za-z0-9_-]{11}", "engine.queue", "keyed domain reference", "R0", "with its last slice"),
     _entry("lane sites", _P + r"site", "engine.queue", "keyed domain references", "R0", "with the lane"),

@@ -40,6 +40,7 @@ from engine.queue.journal import Journal
 from engine.queue.lanes import Lanes
 from engine.queue.permits import Permits
 from engine.smtp.words import Step
+from policy import keyspace
 from policy.events import Kind, Reason
 from policy.gate import Permit, Standing
 from policy.keys import Keyring
@@ -138,13 +139,14 @@ class Courier:
                 self.abort()
                 await asyncio.wait(late, timeout=5.0)
         await self._settling.flush()
-        partitions = {hand.lease.partition for hand in self.hands}
         for hand in list(self.hands):
             if not hand.dead and not hand.has_news and not hand.asked:
                 with contextlib.suppress(RedisError, OSError):
                     await self._settling.release(hand)
         with contextlib.suppress(RedisError, OSError):
-            await self._lanes.leave(partitions)
+            await self._lanes.leave(
+                range(keyspace.PARTITIONS)
+            )  # wherever we ever leased: our name is of this life only
         if not self._failure.done():
             self._failure.set_result(None)
 

@@ -31,6 +31,7 @@ from policy import keyspace
 from policy.instants import rfc3339
 from policy.keys import open_sealed
 from policy.ledger import JobStatus
+from policy.valkey import call
 from tests.world.servers import PolicyWorld, policy_world, short_folder
 
 ROOT = Path(__file__).parents[2]
@@ -141,7 +142,7 @@ class MailWorld:
 
     async def rejected(self) -> list[Any]:
         """The problems of every rejected entry."""
-        entries: Any = await self.policy.redis.execute_command("XRANGE", keyspace.REJECTED, "-", "+")
+        entries = await call(self.policy.redis, "XRANGE", keyspace.REJECTED, "-", "+")
         service = self.policy.keyring.service
         sealed = [bytes(fields[b"sealed"]) for _, fields in entries]
         return [msgspec.msgpack.decode(open_sealed(service, data, b"rejected"))["problems"] for data in sealed]
