@@ -75,8 +75,7 @@ FAMILIES = (
 OURS = re.compile(r"sales-push\.toml|worker-\d+\.log|kept/.*")
 # SQL that is not ours to describe: the migrations' mark and SQLite's counters of AUTOINCREMENT.
 NOT_OURS = {"schema_version.version_num", "sqlite_sequence.name", "sqlite_sequence.seq"}
-# Not on this journey: a dead entry needs an intake that fails five times (test_intake.py has it), and nobody writes the
-# list of workers yet.
+# Not on this journey: a dead entry needs an intake that fails five times (test_intake.py has it).
 ELSEWHERE = {"dead"}
 # Must be gone when no job is under way (CATALOGUE: "with its last slice", "with the job", "settle", …).
 PASSING = {
