@@ -54,7 +54,7 @@ def pixel() -> web.Response:
 
 
 def redirect(target: str) -> web.Response:
-    """302, never 301: that would be cached for ever and could not be taken back. target: from `pages.safe_target`."""
+    """302, never 301: that would be cached for ever and could not be taken back. target: from `links.safe_target`."""
     return web.Response(status=302, headers={**_ALWAYS, "Location": target})
 
 

@@ -30,8 +30,8 @@ from policy.keys import Keyring
 from policy.settings import PolicySettings
 from policy.wire import WriterClient
 from tracker.answers import Answers
-from tracker.links import Links
-from tracker.pages import Pages, body_of, form_of, safe_target
+from tracker.links import Links, safe_target
+from tracker.pages import Pages, body_of, form_of
 from tracker.preferences import ChoiceWriter, Preferences
 from tracker.recorder import Recorder, Replays
 from tracker.settings import TrackerSettings

@@ -25,11 +25,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final, Literal
+from urllib.parse import quote
 
+import idna
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
@@ -236,3 +239,32 @@ def _decrypt(cipher: AESSIV, raw: bytes) -> bytes | None:
         return cipher.decrypt(raw[2:], [raw[:2]])
     except InvalidTag:
         return None
+
+
+_LONGEST_TARGET: Final = 8000  # what common servers take in a request line, with room to spare
+_TARGET: Final = re.compile(r"(?i)(https?)://([^/?#@\\:\[\]]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?([/?#].*)?")
+_FORBIDDEN: Final = re.compile(r"[\x00-\x1f\x7f\\\u0080-\u009f\u2028\u2029\ud800-\udfff]")
+_PRINTABLE: Final = "".join(map(chr, range(0x21, 0x7F))).translate({ord(c): None for c in '"<>`{}|^'})
+
+
+def safe_target(url: str) -> str | None:
+    """The ASCII form of a link that we redirect to, or None. Only absolute http and https with a host pass.
+
+    Refused: other schemes, `//evil`, `https:evil`, user names before the host, backslashes, control characters
+    (header injection), hosts that IDNA refuses. Spaces and non-ASCII in path and query are percent-encoded.
+    """
+    if len(url) > _LONGEST_TARGET or _FORBIDDEN.search(url):
+        return None
+    match = _TARGET.fullmatch(url.strip(" "))
+    if match is None:
+        return None
+    scheme, host, port, rest = match.groups(default="")
+    if not host.isascii():
+        try:
+            host = idna.encode(host, uts46=True).decode("ascii")  # also turns Unicode dots into dots, as browsers do
+        except idna.IDNAError:
+            return None
+    if re.search(r"[^A-Za-z0-9._\-\[\]:]", host):
+        return None
+    target = f"{scheme}://{host}{port}{quote(rest, safe=_PRINTABLE)}"
+    return target if len(target) <= _LONGEST_TARGET else None

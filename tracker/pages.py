@@ -9,8 +9,8 @@ false 200. What the token in the URL says is all that counts: no login, no cooki
     GET  /u/<token>       the page with the button                    POST            leaves the list
     GET  /v/<token>       the web version, sandboxed                  GET /n/<token>  the notice (P-52)
 
-Redirects go only where the job's own link table says, and only to plain http and https (`safe_target`): there is no
-URL in the URL. A token that opens to nothing gets the page for leaving by hand, with 200: it tells a guesser nothing
+Redirects go only where the job's own link table says, and only to plain http and https (`links.safe_target`): there is
+no URL in the URL. A token that opens to nothing gets the page for leaving by hand, with 200: it tells a guesser nothing
 and a person what to do; its words say that nothing was changed.
 
 Known limits: the web version shows the campaign without anything personal, so its links are untracked and it has no
@@ -25,9 +25,8 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
-from urllib.parse import parse_qsl, quote, unquote_to_bytes
+from urllib.parse import parse_qsl, unquote_to_bytes
 
-import idna
 from aiohttp import web
 
 from policy.events import Hit, Kind
@@ -40,10 +39,6 @@ from tracker.visitors import Bursts, Clues, classify
 
 log = logging.getLogger(__name__)
 
-_LONGEST_TARGET: Final = 8000  # what common servers take in a request line, with room to spare
-_TARGET: Final = re.compile(r"(?i)(https?)://([^/?#@\\:\[\]]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?([/?#].*)?")
-_FORBIDDEN: Final = re.compile(r"[\x00-\x1f\x7f\\\u0080-\u009f\u2028\u2029\ud800-\udfff]")
-_PRINTABLE: Final = "".join(map(chr, range(0x21, 0x7F))).translate({ord(c): None for c in '"<>`{}|^'})
 _ONE_CLICK: Final = (b"List-Unsubscribe", b"One-Click")
 _CODE: Final = re.compile(r"[A-Za-z2-7]{56}")  # an opt-out token anywhere in what was pasted
 
@@ -53,29 +48,6 @@ MODE_WORDS: Final[Mapping[Mode, str]] = {
     Mode.DELIVERABILITY: "The day of the last opening, so that addresses nobody reads are no longer written to.",
     Mode.INDIVIDUAL: "That you did, and in which hour, with the kind of program in one word (such as “Windows”).",
 }
-
-
-def safe_target(url: str) -> str | None:
-    """The ASCII form of a link that we redirect to, or None. Only absolute http and https with a host pass.
-
-    Refused: other schemes, `//evil`, `https:evil`, user names before the host, backslashes, control characters
-    (header injection), hosts that IDNA refuses. Spaces and non-ASCII in path and query are percent-encoded.
-    """
-    if len(url) > _LONGEST_TARGET or _FORBIDDEN.search(url):
-        return None
-    match = _TARGET.fullmatch(url.strip(" "))
-    if match is None:
-        return None
-    scheme, host, port, rest = match.groups(default="")
-    if not host.isascii():
-        try:
-            host = idna.encode(host, uts46=True).decode("ascii")  # also turns Unicode dots into dots, as browsers do
-        except idna.IDNAError:
-            return None
-    if re.search(r"[^A-Za-z0-9._\-\[\]:]", host):
-        return None
-    target = f"{scheme}://{host}{port}{quote(rest, safe=_PRINTABLE)}"
-    return target if len(target) <= _LONGEST_TARGET else None
 
 
 class OptOutWriter(Protocol):

@@ -85,7 +85,7 @@ def preview(
         recipient = person(
             links, program, job=NOBODY, mref=someone.mref, subject=SAMPLE, address=address,
             fields=dict(zip(someone.columns, someone.values, strict=True)), list_number=NOBODY,
-            partition=someone.partition, tag=someone.tag, optout_domain=bounce_domain,
+            partition=someone.partition, tag=someone.tag,
             mode_opens=Mode(someone.opens), mode_clicks=Mode(someone.clicks),
         )  # fmt: skip
         unsigned = compose(permit, program, recipient, now_us)

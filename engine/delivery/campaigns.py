@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# The mailto form of List-Unsubscribe stays out until something hears that mailbox (bounce.inbox, to come): an opt-out
+# that is offered and not heard is worse than one way less. RFC 8058 asks for the https form only.
+OPTOUT_DOMAIN = ""
 KEPT = 256  # jobs compiled and ready, per worker; one is about 200 kB with four variants
 
 
@@ -69,7 +72,6 @@ class Loaded:
     signers: Sequence[OpenSSLSigner]
     links: Links | None
     return_path: ReturnPaths | None
-    bounce_domain: str
 
     def compose(
         self, pairs: Sequence[tuple[Permit, Letter]]
@@ -98,7 +100,7 @@ class Loaded:
                     list_number=self.list_number,
                     partition=hand.lease.partition,
                     tag=hand.reference(letter.index)[1],
-                    optout_domain=self.bounce_domain,
+                    optout_domain=OPTOUT_DOMAIN,
                     mode_opens=Mode(row.mode_opens),
                     mode_clicks=Mode(row.mode_clicks),
                 )
@@ -133,7 +135,7 @@ class Campaigns:
         self._public_url = public_url
         self._bounce_domain = bounce_domain
         self._loaded: OrderedDict[int, asyncio.Future[Loaded | None]] = OrderedDict()
-        self.nothing = Loaded(0, b"", 0, None, (), None, None, bounce_domain)
+        self.nothing = Loaded(0, b"", 0, None, (), None, None)
 
     async def get(self, number: int) -> Loaded | None:
         """None: no such job, its payload is destroyed, or its keys do not open. Raises what the store raises."""
@@ -182,5 +184,4 @@ class Campaigns:
             signers,
             links,
             ReturnPaths(keyring.return_path, keyring.return_path_id, self._bounce_domain),
-            self._bounce_domain,
         )

@@ -11,9 +11,10 @@ import html
 import re
 from collections.abc import Callable
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from engine.message.renderer import RenderError
+from tracker.links import safe_target
 
 
 class Context(enum.Enum):
@@ -118,13 +119,9 @@ def destination_context(before: str) -> Context:
 
 
 def trackable(value: str) -> str | None:
-    """The destination of a static http or https link, as a browser would read the attribute; None for all others."""
+    """The destination of a static http or https link, as a browser would read the attribute; None for all others, and
+    for those that the tracker would not redirect to (`tracker.links.safe_target`): they are left as they are."""
     destination = html.unescape(value).strip()
     if not destination.lower().startswith(("http://", "https://")) or _BAD_IN_URL.search(destination):
         return None
-    try:
-        parts = urlsplit(destination)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return None
-    return destination if host and "\\" not in destination and len(destination) <= 2_000 else None
+    return destination if len(destination) <= 2_000 and safe_target(destination) is not None else None

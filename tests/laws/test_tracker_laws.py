@@ -17,7 +17,8 @@ from policy.gate import Mode
 from policy.instants import DAY_US, HOUR_US
 from tests.tracker.twins import CHOOSE, CLICK, LEAVE, PIXEL, House, house_in_thread
 from tracker.answers import GIF
-from tracker.pages import form_of, is_one_click, safe_target
+from tracker.links import safe_target
+from tracker.pages import form_of, is_one_click
 from tracker.recorder import cut
 from tracker.visitors import Bursts, Clues, Visitor, classify
 

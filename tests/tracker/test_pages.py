@@ -29,7 +29,7 @@ from tests.tracker.twins import (
     path_of,
 )
 from tracker.answers import GIF
-from tracker.pages import safe_target
+from tracker.links import safe_target
 from tracker.visitors import Visitor
 
 BROWSER = {"User-Agent": "Mozilla/5.0 (Windows NT 10.0) Firefox/121.0", "Accept-Language": "en"}
