@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import minijinja
 
-from engine.message import contexts, headers, mime, template, webview
+from engine.message import bundles, contexts, headers, mime, template, webview
 from engine.message.contexts import Context
 from engine.message.mime import Attachment
 from engine.message.renderer import Renderer
@@ -100,6 +100,7 @@ class Program:
         self._words: dict[Key, Words] = {}
         self._sources: dict[Key, Source] = {}
         self._files: dict[Attachment, bytes] = {}
+        self._blocks: dict[Source, bundles.Block] = {}
         self._variants: dict[tuple[bool, bool], Variant] = {}
         self._required: set[str] = set()
         self._subject = self._cut(subject.nodes, html_part=False, tracked=False, pixel=False).pieces
@@ -218,14 +219,23 @@ class Program:
         name = self._renderer.add(source, html=escapes_itself)
         escape = str if context is None or escapes_itself else escape_for(context, html_part)
         references = html_part and re.search(r"<style|<script", source, re.IGNORECASE) is None
-        constants = self._constants
 
         def render(frame: Frame) -> str:
-            if frame.context is None:
-                frame.context = {**frame.values, **constants, "sp_click": minijinja.safe(frame.click)}
-            return escape(self._renderer.render(name, frame.context, html=escapes_itself))
+            ready = frame.ready.get(name)
+            return escape(ready if ready is not None else self._one(name, frame, escapes_itself))
 
-        return self._slot(key, render, references, _static_lines(source))
+        self._slot(key, render, references, bundles.static_lines(source))
+        if bundles.may_join(source):
+            self._blocks[self._sources[key]] = bundles.Block(name, source, escapes_itself)
+        return key
+
+    def _add(self, source: str, html: bool) -> str:
+        return self._renderer.add(source, html=html)
+
+    def _one(self, name: str, frame: Frame, html: bool) -> str:
+        if frame.context is None:
+            frame.context = {**frame.values, **self._constants, "sp_click": minijinja.safe(frame.click)}
+        return self._renderer.render(name, frame.context, html=html)
 
     def _slot(self, key: Key, words: Words, references: bool, static: Iterable[str] = ()) -> Key:
         """Keeps a slot as text (for headers and base64) and quoted-printable. references: what is not ASCII becomes
@@ -279,7 +289,7 @@ class Program:
             files: list[list[bytes | Source]] = [[part] for part in parts]
             wire += self._multi(outer, [content, *files]) if files else content
             wire.append(b"\r\n")
-        return pack(wire)
+        return bundles.together(pack(wire), self._blocks, self._add, self._one)
 
     def _file(self, attachment: Attachment) -> bytes:
         """Encoded once, shared by all variants."""
@@ -393,9 +403,3 @@ def _boundary_field(kind: str, letter: str, extra: tuple[tuple[str, str], ...]) 
     whole = headers.parameters("Content-Type", kind, [("boundary", _BOUNDARY_MARK + letter), *extra])
     before, _, after = whole.partition(_BOUNDARY_MARK.encode("ascii"))
     return before, after
-
-
-def _static_lines(source: str) -> set[str]:
-    """Whole lines of a block that no template tag touches: what is printed of them is what stands there."""
-    lines = source.split("\n")[1:-1]  # the first and the last continue in the tags around them
-    return {line for line in lines if line and "{" not in line and "}" not in line and "\r" not in line}

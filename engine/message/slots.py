@@ -28,6 +28,7 @@ class Frame:
     click: str = ""
     pixel: str = ""
     context: dict[str, Any] | None = None  # what minijinja sees, made at the first block and kept
+    ready: dict[str, str] = field(default_factory=dict)  # blocks already rendered, by name
 
 
 Source = Callable[[Frame], bytes]
@@ -42,8 +43,11 @@ class Variant:
     statics: tuple[bytes, ...]
     sources: tuple[Source, ...]
     order: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]
+    prepare: Callable[[Frame], None] | None = None  # renders all blocks at once, when there are several
 
     def body(self, frame: Frame) -> bytes:
+        if self.prepare is not None:
+            self.prepare(frame)
         return b"".join(self.order((*self.statics, *[source(frame) for source in self.sources])))
 
 
