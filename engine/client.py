@@ -3,6 +3,8 @@
 Promise: when `submit` returned, the job is in Redis (T0: with ``appendfsync always``, on its disk); submitting the same
 job again with the same `job_id` is safe for 90 days. Nothing is sent in clear while the service's public key is known:
 given as `intake_key`, else read from the store, where the service publishes it (field ``intake`` of the meta key).
+`status` tells what became of a job, with a reason for every refusal; it is a mirror of the service's ledger and may be
+a moment behind it. None: the service has not looked at the job yet, or it ended more than 90 days ago.
 
 The contract (docs/jobs.md): stream ``salespush:{in}:jobs``.
 1. the job: field ``job`` (JSON, UTF-8) or ``sealed``;
@@ -23,7 +25,8 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -179,6 +182,62 @@ def _published(stored: bytes | str | None) -> bytes | None:
     return None if stored is None else _key(stored.decode("ascii") if isinstance(stored, bytes) else stored)
 
 
+class JobProblem(NamedTuple):
+    """One mistake. path: ``$.from.address``; suggestion: what to do, or ""."""
+
+    path: str
+    message: str
+    suggestion: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """What became of a job. state: accepted, expanding, sending, paused, done, cancelled, expired, lost or rejected;
+    rows: None until its whole audience is in; counts: rows by their last state, when the last one has ended;
+    problems: of the last refusal under this id (the first hundred of problems_total), also when the job itself was
+    accepted and something later was refused; updated_at: microseconds."""
+
+    state: str
+    reason: str
+    rows: int | None
+    problems: list[JobProblem]
+    counts: dict[str, int]
+    updated_at: int
+    problems_total: int = 0
+
+
+_problems = msgspec.msgpack.Decoder(list[JobProblem])
+
+
+def status_of(fields: Mapping[bytes, bytes]) -> JobStatus | None:
+    """The hash at ``policy.keyspace.job_status`` in words. None: there is no such hash."""
+    if b"state" not in fields:
+        return None
+
+    def number(name: bytes) -> int | None:
+        text = fields.get(name, b"")
+        return int(text) if text.isdigit() else None
+
+    try:
+        problems = _problems.decode(fields[b"problems"]) if b"problems" in fields else []
+    except (msgspec.DecodeError, UnicodeDecodeError):  # a newer service: the rest is worth telling all the same
+        problems = []
+    counts = {name[6:].decode("utf-8", "replace"): number(name) or 0 for name in fields if name.startswith(b"count:")}
+    return JobStatus(
+        state=fields[b"state"].decode("utf-8", "replace"),
+        reason=fields.get(b"reason", b"").decode("utf-8", "replace"),
+        rows=number(b"rows"),
+        problems=problems,
+        counts=counts,
+        updated_at=number(b"updated_at") or 0,
+        problems_total=number(b"problems_total") or 0,
+    )
+
+
+# the problems are msgpack: bytes are wanted even of a connection that decodes what it reads
+_AS_BYTES: Final = {"NEVER_DECODE": True}
+
+
 class Producer:
     """Hands in jobs over a blocking connection. intake_key: see the plate; seal=False sends in clear on purpose."""
 
@@ -220,6 +279,12 @@ class Producer:
                 progress(sent, submission.total)
         self._redis.publish(keyspace.WAKE, "in")
         return submission.job_id
+
+    def status(self, account: str, job_id: str) -> JobStatus | None:
+        """What became of a job. None: not looked at yet, or ended more than 90 days ago."""
+        key = keyspace.job_status(account, job_id)
+        ask: Callable[..., Any] = self._redis.execute_command
+        return status_of(ask("HGETALL", key, **_AS_BYTES))
 
     def waiting(self) -> int:
         """Entries of all producers that are not yet expanded: 0 means that everything handed in was taken."""
@@ -264,6 +329,12 @@ class AsyncProducer:
                 progress(sent, submission.total)
         await self._redis.publish(keyspace.WAKE, "in")
         return submission.job_id
+
+    async def status(self, account: str, job_id: str) -> JobStatus | None:
+        """As Producer.status."""
+        key = keyspace.job_status(account, job_id)
+        ask: Callable[..., Any] = self._redis.execute_command
+        return status_of(await ask("HGETALL", key, **_AS_BYTES))
 
     async def waiting(self) -> int:
         """As Producer.waiting."""

@@ -4,7 +4,8 @@ Laws:
 - a job id means one payload: the same hash again is the same job, another hash is a conflict (idempotency for as long
   as the row is kept, 90 days);
 - a chunk number means one content; other bytes under a known number stop the job with its reason;
-- a state that ends a job (done, cancelled, expired, lost, rejected) is left by nobody.
+- a state that ends a job (done, cancelled, expired, lost, rejected) is left by nobody;
+- every change that a producer may read is marked (`policy.store.mark`), so that its status in Redis follows.
 
 Known limits: a job that was `lost` is not taken up again under its own id (T12 comes with the queue's issue).
 """
@@ -20,6 +21,7 @@ from policy import accounts, audit
 from policy.gate import Mode
 from policy.ledger import number_of
 from policy.schema import job, job_chunk, job_view, link
+from policy.store import mark
 from policy.wire import Accepted, JobRecord
 
 ENDED: Final = frozenset({"done", "cancelled", "expired", "lost", "rejected"})
@@ -80,6 +82,7 @@ def accept(conn: Connection, record: JobRecord, now: int) -> Accepted:
     made = conn.execute(insert(job).values(values)).inserted_primary_key
     assert made is not None
     number = int(made[0])
+    mark(conn, number)
     if record.links:
         conn.execute(insert(link), [{"job": number, "number": n, "url": url} for n, url in enumerate(record.links)])
     if record.view:
@@ -127,6 +130,7 @@ def expanded(conn: Connection, number: int, rows_submitted: int, now: int) -> No
             raise Refused("conflict", "the job was expanded with another number of rows")
         return
     conn.execute(update(job).where(job.c.number == number).values(rows_submitted=rows_submitted))
+    mark(conn, number)
     conn.execute(
         update(job_chunk).where(job_chunk.c.job == number, job_chunk.c.expanded_at.is_(None)).values(expanded_at=now)
     )
@@ -168,6 +172,7 @@ def finish(conn: Connection, number: int, now: int) -> str:
     """The last row is in the ledger: done, unless it ended otherwise; the state it has now."""
     row = _row(conn, number)
     conn.execute(update(job).where(job.c.number == number, job.c.done_at.is_(None)).values(done_at=now))
+    mark(conn, number)
     if row.state in ENDED:
         return str(row.state)
     _set(conn, number, "done")
@@ -196,6 +201,7 @@ def overdue(conn: Connection, now: int) -> list[tuple[int, int]]:
             .where(job.c.number == number)
             .values(state="expired", reason="not all chunks came in time", rows_submitted=int(rows))
         )
+        mark(conn, number)
         ended.append((number, int(rows)))
     return ended
 
@@ -212,3 +218,4 @@ def _set(conn: Connection, number: int, state: str, reason: str = "") -> None:
     if reason:
         values["reason"] = reason[:200]
     conn.execute(update(job).where(job.c.number == number).values(values))
+    mark(conn, number)

@@ -135,6 +135,13 @@ def stream_of_chunks(number: int) -> str:
     return f"salespush:{{in}}:held:{number}"
 
 
+def job_status(account: str, job_id: str) -> str:
+    """What a producer reads of its job (T0). Names are hashed, not hidden: unkeyed, so that producers can ask, and
+    without our usual personalisation, so that ``b2sum -l 128`` makes the name too."""
+    named = account.encode("utf-8") + b"\0" + job_id.encode("utf-8")
+    return f"salespush:{{in}}:status:{_short(blake2b(named, digest_size=16).digest())}"
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One family of keys. personal: what of a person is in it; retention: requirements 4.3; end: when it goes."""
@@ -168,6 +175,14 @@ CATALOGUE: tuple[Entry, ...] = (
     _entry("dead", r"salespush:\{in\}:dead", "engine.campaign", "sealed payload", "R0", "capped at 10,000, 30 days"),
     _entry(
         "held chunks", r"salespush:\{in\}:held:\d+", "engine.campaign", "sealed chunks", "R0", "an hour before send_at"
+    ),
+    _entry(
+        "job status",
+        r"salespush:\{in\}:status:[A-Za-z0-9_-]{22}",
+        "policy.statuses, engine.campaign",
+        "none",
+        "R0",
+        "90 days after the last change, by expiry",
     ),
     _entry("meta", r"salespush:\{meta\}", "policy.writer", "none", "R0", "life of the installation"),
     _entry("hits", r"salespush:\{t\}:hits", "tracker.recorder", "job and mref", "R0", "drained into the ledger"),

@@ -8,6 +8,9 @@ the same moment cost one fsync. All SQL runs on one thread, because SQLite has o
 
 Known limits: a transaction takes at most `_TOGETHER` writes and a drain counts as one, so an answer waits for at most
 one drain (policy.settings drain_batch) and those before it.
+
+Work may `mark` a job as changed; `on_marked` hears of it after the commit, and of nothing when that failed. A mark
+whose savepoint was rolled back is told too: whoever hears it looks at the store, not at the mark.
 """
 
 from __future__ import annotations
@@ -24,13 +27,20 @@ T = TypeVar("T")
 Work = Callable[[Connection], Any]
 
 _TOGETHER: Final = 128
+_MARKED: Final = "sales-push changed jobs"
+
+
+def mark(conn: Connection, number: int) -> None:
+    """This transaction changes what is to be told of a job."""
+    conn.info.setdefault(_MARKED, set()).add(number)
 
 
 class Store:
-    """Give it a function of a Connection; await its result, committed."""
+    """Give it a function of a Connection; await its result, committed. on_marked must not raise."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.on_marked: Callable[[set[int]], None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sql-writer")
         self._waiting: deque[tuple[Work, asyncio.Future[Any]]] = deque()
         self._turn: asyncio.Task[None] | None = None
@@ -53,10 +63,13 @@ class Store:
         while self._waiting:
             some = [self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))]
             some = [(work, answer) for work, answer in some if not answer.cancelled()]
+            marked: set[int] = set()
             try:
-                results = await loop.run_in_executor(self._thread, self._transact, [work for work, _ in some])
+                results, marked = await loop.run_in_executor(self._thread, self._transact, [work for work, _ in some])
             except Exception as error:  # begin or commit failed: nobody's work is done, everybody hears why
                 results = [error] * len(some)
+            if marked and self.on_marked is not None:
+                self.on_marked(marked)
             for (_, answer), result in zip(some, results, strict=True):
                 if answer.cancelled():
                     continue
@@ -66,7 +79,7 @@ class Store:
                     answer.set_result(result)
         self._turn = None
 
-    def _transact(self, works: list[Work]) -> list[Any]:
+    def _transact(self, works: list[Work]) -> tuple[list[Any], set[int]]:
         results: list[Any] = []
         with self.engine.begin() as conn:
             for work in works:
@@ -79,8 +92,9 @@ class Store:
                         savepoint.rollback()
                     result = error
                 results.append(result)
+            marked: set[int] = conn.info.pop(_MARKED, set())  # before the commit: if that fails, nothing is told
         self.transactions += 1
-        return results
+        return results, marked
 
     async def close(self) -> None:
         """Finish what waits, then let go of the database."""

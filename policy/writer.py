@@ -7,6 +7,8 @@ Redis holds reaches the ledger exactly once (`policy.drains`); a job is done whe
     loops   events and hits every `drain_interval` (at once while there is more) · chores every second
     stop    no new calls · finish what was begun · last drain · let go
 
+A job's status in Redis, which producers read, follows every commit that changes it (`policy.statuses`).
+
 Losing Redis does not end this process: calls that need only SQL go on, drains wait. What is asked over the socket is
 in `policy.operations`, how in `policy.doorway`.
 
@@ -32,7 +34,7 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from policy import chores, drains, jobs, suppression
+from policy import chores, drains, jobs, statuses, suppression
 from policy.doorway import Doorway, handlers
 from policy.enforcement import Effects, Enforcement, RedisBehind
 from policy.instants import week_of
@@ -102,6 +104,11 @@ class Writer:
             undo.push_async_callback(self.redis.aclose)
             for warning in await check_server(self.redis):
                 log.warning("redis", warning=warning)
+            self.statuses = statuses.Changes(
+                self.redis, lambda: open_store(settings.sql_address(), writer=False), self._clock
+            )
+            undo.push_async_callback(self.statuses.close)
+            self.store.on_marked = self.statuses.changed
             self._book = drains.EventBook(engine.dialect.name, self.keyring.service)
             self._cursors = await self.store.write(drains.load_cursors)
             await self.store.write(self._progress.load)
@@ -110,7 +117,8 @@ class Writer:
                 self.store, self.redis, self._clock, lambda: open_store(settings.sql_address(), writer=False)
             )
             self._clearing = chores.IntakeClearing(self.redis, settings.clear_seconds)
-            await self.enforcement.mend()
+            mended = await self.enforcement.mend()
+            self.statuses.changed(await self.store.write(statuses.every_one if mended else statuses.worth_telling))
             operations = Operations(
                 self.store,
                 self.enforcement,
@@ -136,6 +144,7 @@ class Writer:
         await self.enforcement.close()
         with contextlib.suppress(redis.exceptions.RedisError, OSError, SQLAlchemyError):
             await self._drain()
+        await self.statuses.close()
         await self.store.close()
         await self.redis.aclose()
         self._release_lock()
@@ -244,7 +253,9 @@ class Writer:
         await self._finish()
         if self.enforcement.behind or now - self._mended >= _MEND_SECONDS:
             self._mended = now
-            await self.enforcement.mend()
+            if await self.enforcement.mend():
+                self.statuses.changed(await self.store.write(statuses.every_one))
+        self.statuses.changed()  # what Redis did not take before
         for number, rows in await self.store.write(lambda conn: jobs.overdue(conn, self._clock())):
             await self.enforcement.show_job(number, "expired")
             await self._expanded_job(number, rows)
@@ -281,6 +292,7 @@ class Writer:
         told["enforcement_failures"] = float(self.enforcement.failures)
         told["redis_rebuilds"] = float(self.enforcement.rebuilds)
         told["redis_behind"] = float(self.enforcement.behind)
+        told["statuses_behind"] = float(len(self.statuses.waiting))
         told["drain_lag_seconds"] = self._lag
         told["intake_clear_age_seconds"] = self._clearing.age(time.monotonic())
         told["aof_rewrites"] = float(self._clearing.rewrites)

@@ -198,12 +198,22 @@ class Claims:
     async def finish(self, entry: Entry) -> None:
         await self._leave(entry, None, {})
 
-    async def put_away(self, entry: Entry, stream: str, fields: dict[Any, Any], kept: int) -> None:
-        """Out of the intake and into another stream, which keeps about `kept` entries."""
-        await self._leave(entry, stream, fields, kept)
+    async def put_away(
+        self, entry: Entry, stream: str, fields: dict[Any, Any], kept: int, tell: Callable[[Any], None]
+    ) -> None:
+        """Out of the intake and into another stream, which keeps about `kept` entries. tell(pipe) adds commands."""
+        await self._leave(entry, stream, fields, kept, tell)
 
-    async def _leave(self, entry: Entry, stream: str | None, fields: dict[Any, Any], kept: int = 0) -> None:
+    async def _leave(
+        self,
+        entry: Entry,
+        stream: str | None,
+        fields: dict[Any, Any],
+        kept: int = 0,
+        tell: Callable[[Any], None] = lambda pipe: None,
+    ) -> None:
         async with self.redis.pipeline(transaction=True) as pipe:
+            tell(pipe)
             if stream is not None:
                 pipe.xadd(stream, fields, maxlen=kept, approximate=True)
             pipe.xack(keyspace.INTAKE, keyspace.INTAKE_GROUP, entry.id)

@@ -3,6 +3,7 @@
 Promises (T0 to T2 of promises.md, decision 18):
 - every entry ends accepted, rejected (with every error, sealed) or, after `deliveries` deliveries, dead; nothing in an
   entry ends the worker;
+- whoever handed in a job that says who it is reads in its status why it was refused (`policy.statuses`);
 - an entry is acknowledged and deleted only when its whole effect is in the lanes; a crash anywhere is repaired by
   whoever claims the entry next, because acceptance, chunks and puts are idempotent;
 - a job is reported expanded once, with the sum of its rows, when its last entry is in.
@@ -43,7 +44,7 @@ from engine.campaign.job import CHUNK_BYTES
 from engine.campaign.problems import Problem
 from engine.campaign.validation import read
 from engine.queue.lanes import Lanes
-from policy import keyspace
+from policy import keyspace, statuses
 from policy.keys import Keyring, SealError, open_sealed, seal
 from policy.ledger import Reader
 from policy.valkey import Client
@@ -192,16 +193,25 @@ class Intake:
         """Sealed into another stream and out of the intake, in one transaction of one slot."""
         reading = refused.reading
         payload = self._opened_payload(entry)
+        now = self.clock()
+        account = reading.account or _shown(entry.fields.get(b"account"))
+        job_id = reading.job_id or _shown(entry.fields.get(b"audience"))
+        problems = [(problem.path, problem.message, problem.suggestion) for problem in refused.problems]
         body = {
-            "at": self.clock(),
+            "at": now,
             "entry": "audience" if b"audience" in entry.fields else "job",
-            "account": reading.account or _shown(entry.fields.get(b"account")),
-            "job_id": reading.job_id or _shown(entry.fields.get(b"audience")),
-            "problems": [[problem.path, problem.message, problem.suggestion] for problem in refused.problems],
+            "account": account,
+            "job_id": job_id,
+            "problems": problems,
             "payload": payload if len(payload) <= KEPT_PAYLOAD else b"",
         }
         sealed = seal(self.keyring().service, msgspec.msgpack.encode(body), purpose)
-        await self.claims.put_away(entry, stream, {"sealed": sealed}, KEPT)
+
+        def tell(pipe: Any) -> None:
+            if account and job_id:
+                statuses.refuse(pipe, account, job_id, problems, now)
+
+        await self.claims.put_away(entry, stream, {"sealed": sealed}, KEPT, tell)
         self.counts.entries += 1
 
     def _opened_payload(self, entry: Entry) -> bytes:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from engine.client import (
     CHUNK_BYTES,
     CHUNK_ROWS,
+    JobProblem,
+    JobStatus,
     Submission,
     SubmitError,
     UnsealError,
@@ -22,8 +24,10 @@ from engine.client import (
     chunks,
     job_purpose,
     seal,
+    status_of,
     unseal,
 )
+from policy import keyspace
 
 PRIVATE = bytes(range(32))
 PUBLIC = X25519PrivateKey.from_private_bytes(PRIVATE).public_key().public_bytes_raw()
@@ -125,3 +129,34 @@ def test_with_a_key_nothing_is_in_clear() -> None:
 def test_mistakes_of_the_caller_are_exceptions(job: dict[str, Any], rows: Any, said: str) -> None:
     with pytest.raises(SubmitError, match=said):
         Submission(job, rows, None)
+
+
+def test_the_name_of_a_status_is_what_b2sum_makes_and_says_nobody() -> None:
+    """printf '%s\\000%s' acme spring | b2sum -l 128 | cut -c1-32 | xxd -r -p | base64 | tr '+/' '-_' | tr -d ="""
+    assert keyspace.job_status("acme", "spring") == "salespush:{in}:status:a5kZ4tF0QxQ200MtOeAYqQ"
+    assert keyspace.job_status("acme", "a:b") != keyspace.job_status("acme:a", "b")
+    entry = keyspace.entry_of(keyspace.job_status("acme", "spring"))
+    assert entry is not None
+    assert (entry.name, entry.personal) == ("job status", "none")
+
+
+def test_a_status_is_read_as_it_was_written() -> None:
+    problems = [("$.html", "is empty", ""), ("$.adress", "there is no such field", "did you mean 'address'?")]
+    fields = {
+        b"state": b"rejected", b"reason": b"$.html: is empty (and 1 more)", b"rows": b"", b"updated_at": b"17",
+        b"problems_total": b"2", b"problems": msgspec.msgpack.encode(problems),
+    }  # fmt: skip
+    assert status_of(fields) == JobStatus(
+        "rejected", "$.html: is empty (and 1 more)", None, [JobProblem(*problem) for problem in problems], {}, 17, 2
+    )
+    over = {b"state": b"done", b"rows": b"5", b"updated_at": b"18", b"count:delivered": b"4", b"count:bounced": b"1"}
+    assert status_of(over) == JobStatus("done", "", 5, [], {"delivered": 4, "bounced": 1}, 18)
+    assert status_of({}) is None
+
+
+@given(st.dictionaries(st.sampled_from([b"reason", b"rows", b"problems", b"count:x", b"updated_at", b"count:"]),
+                       st.binary(max_size=30)))  # fmt: skip
+def test_a_status_of_another_version_is_read_as_far_as_it_goes(fields: dict[bytes, bytes]) -> None:
+    told = status_of({b"state": b"sending", **fields})
+    assert told is not None
+    assert told.state == "sending"

@@ -175,10 +175,12 @@ def test_the_census_names_what_it_does_not_know(tmp_path: Path) -> None:
     """The net itself: a stray key, file or column does not slip through."""
     census = Census(mail=None)  # type: ignore[arg-type]  # nothing is looked at here
     census.keys = {"sp:{p01}:ada@example.org", "sp:{p01}:s:1a", "sp:{p1}:ev", "celery", keyspace.INTAKE + ":2"}
+    census.keys |= {"salespush:{in}:status:ada-lovelace", keyspace.job_status("shop", "main")}
     census.files = {"policy.db", "policy.db.bak", "keys/pepper.1", "keys/pepper.1.old", "journal/0/x", "core"}
     assert census.unknown() == [
-        "Redis key celery", "Redis key salespush:{in}:jobs:2", "Redis key sp:{p01}:ada@example.org",
-        "Redis key sp:{p1}:ev", "file core", "file journal/0/x", "file keys/pepper.1.old", "file policy.db.bak",
+        "Redis key celery", "Redis key salespush:{in}:jobs:2", "Redis key salespush:{in}:status:ada-lovelace",
+        "Redis key sp:{p01}:ada@example.org", "Redis key sp:{p1}:ev",
+        "file core", "file journal/0/x", "file keys/pepper.1.old", "file policy.db.bak",
     ]  # fmt: skip
     with contextlib.closing(sqlite3.connect(tmp_path / "stray.db")) as conn:
         conn.execute("create table diary (dear text)")

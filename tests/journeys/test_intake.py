@@ -19,7 +19,7 @@ import pytest
 from engine.campaign import acceptance
 from engine.campaign.claims import Limits
 from engine.campaign.intake import Intake
-from engine.client import AsyncProducer, chunks
+from engine.client import AsyncProducer, JobProblem, Producer, chunks
 from engine.queue.lanes import Lanes, LeaseRequest
 from engine.queue.slices import Contents, Header, Lost, open_slice
 from policy import keyspace
@@ -278,6 +278,44 @@ async def test_thirty_mistakes_come_back_at_once_and_sealed(world: World) -> Non
     assert await world.pending() == 0
     raw: Any = await world.redis.xrange(keyspace.REJECTED)
     assert b"thirty" not in repr(raw).encode()
+
+
+async def test_a_producer_reads_what_became_of_its_jobs(world: World) -> None:
+    """T0: with nothing but Redis; over a connection that decodes, too; a refusal says everything, a repeat no harm."""
+    text = world.url + ("&" if "?" in world.url else "?") + "decode_responses=True"
+    async with AsyncProducer(world.url) as producer:
+        assert await producer.status("acme", "letter-47") is None
+        await world.submit(world.job(recipients=people(5), html="<p>{{ nmae }}</p>"))
+        await world.settle(world.intake())
+        wrong = await producer.status("acme", "letter-47")
+        assert wrong is not None
+        assert (wrong.state, wrong.rows, wrong.counts) == ("rejected", None, {})
+        assert wrong.problems_total == len(wrong.problems)
+        assert isinstance(wrong.problems[0], JobProblem)
+        assert any(path == "$.html" and "nmae" in message for path, message, _ in wrong.problems)
+        assert wrong.reason.startswith(wrong.problems[0].path)
+
+        def ask() -> Any:
+            with Producer(text) as sync:
+                return sync.status("acme", "letter-47")
+
+        assert await asyncio.to_thread(ask) == wrong
+        job = world.job(recipients=people(5))  # mended: the id was free
+        await world.submit(job)
+        await world.settle(world.intake())
+        for _ in range(1000):
+            right = await producer.status("acme", "letter-47")
+            if right is not None and right.state == "sending":
+                break
+            await asyncio.sleep(0.01)
+        assert right is not None
+        assert (right.state, right.reason, right.rows, right.problems) == ("sending", "", 5, [])
+        await world.submit({**job, "subject": "Other"})  # a conflict: told, and the job goes on
+        await world.settle(world.intake())
+        taken = await producer.status("acme", "letter-47")
+        assert taken is not None
+        assert (taken.state, taken.rows) == ("sending", 5)
+        assert [problem.path for problem in taken.problems] == ["$.job_id"]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from policy.keys import seal, seal_note
 from policy.keyspace import partition_of
 from policy.ledger import Ambiguous
 from policy.schema import open_store
+from policy.statuses import KEPT_US, refuse
 from policy.wire import (
     Accepted,
     ConsentRow,
@@ -403,6 +404,118 @@ async def test_an_id_of_two_accounts_is_ambiguous(world: PolicyWorld) -> None:
         await world.ask.job_state("spring", "paused")
     assert error.value.kind == "ambiguous"
     assert world.reader.number("other/spring") == 2
+
+
+# --- the status that producers read -----------------------------------------------------------------------------------
+
+
+async def told(world: PolicyWorld, state: str, job_id: str = "spring") -> dict[str, str]:
+    """The fields of a job's status once it says that state; problems only as how many bytes there are."""
+    async with asyncio.timeout(10):
+        while True:
+            found: Any = await world.redis.hgetall(keyspace.job_status("acme", job_id))
+            if found.get(b"state", b"").decode() == state:
+                found[b"problems"] = str(len(found.get(b"problems", b""))).encode()
+                return {name.decode(): value.decode() for name, value in found.items()}
+            await asyncio.sleep(0.01)
+
+
+async def test_a_producer_reads_every_step_of_its_job(world: PolicyWorld) -> None:
+    """T0: a status a job in Redis, from acceptance to the sum of its rows; SQL is the truth it follows."""
+    number = (await accept(world)).number
+    first = await told(world, "accepted")
+    assert (first["reason"], first["rows"], first["problems"]) == ("", "", "0")
+    key = keyspace.job_status("acme", "spring")
+    assert 0 < await world.redis.pttl(key) <= KEPT_US // 1000
+    await world.ask.chunk(number, 0, b"a" * 32, 3)
+    await told(world, "expanding")
+    await world.ask.expanded(number, 3)
+    assert (await told(world, "sending"))["rows"] == "3"
+    await world.ask.job_state(number, "paused", "too many, ask ada@one.example")
+    assert (await told(world, "paused"))["reason"] == ""  # a text in which somebody's address stands is left out
+    await world.ask.job_state(number, "sending", "go on")
+    sending = await told(world, "sending")
+    assert sending["reason"] == "go on"
+    assert not [name for name in sending if name.startswith("count:")]
+    await tell(world, Batch(number, "one.example", delivered(1, 2)))
+    await tell(world, Batch(number, "one.example", delivered(3, kind=Kind.BOUNCED, reason=Reason.USER_UNKNOWN)))
+    await done(world, number)
+    last = await told(world, "done")
+    assert {name: n for name, n in last.items() if name.startswith("count:")} == {
+        "count:delivered": "2", "count:bounced": "1"
+    }  # fmt: skip
+    assert int(last["updated_at"]) >= int(first["updated_at"])
+    await world.restart_writer()
+    await world.writer.statuses.close()
+    assert await told(world, "done") == last  # nothing changed: nothing is newer
+
+
+async def test_other_ends_are_told_too(world: PolicyWorld) -> None:
+    number = (await accept(world)).number
+    await world.ask.chunk(number, 0, b"a" * 32, 1)
+    await world.ask.expanded(number, 1)
+    await world.ask.job_state(number, "cancelled", "wrong list")
+    assert (await told(world, "cancelled"))["reason"] == "wrong list"
+    await tell(world, Batch(number, "one.example", delivered(1, kind=Kind.CANCELLED)))
+    await done(world, number)
+    async with asyncio.timeout(10):
+        while (await told(world, "cancelled")).get("count:cancelled") != "1":
+            await asyncio.sleep(0.01)
+
+
+async def test_a_status_follows_when_redis_is_back(world: PolicyWorld) -> None:
+    """A mirror: while Redis is away no operation fails by it, and afterwards it says the truth."""
+    number = (await accept(world)).number
+    await told(world, "accepted")
+    await world.server.stop()
+    assert (await accept(world, "second")).status == "new"
+    assert await world.ask.chunk(number, 0, b"a" * 32, 1) == "new"
+    async with asyncio.timeout(10):
+        while not world.writer.statuses.failures:
+            await asyncio.sleep(0.01)
+    assert len(world.writer.statuses.waiting) == 2
+    await world.server.start()
+    await told(world, "expanding")
+    await told(world, "accepted", "second")
+    assert not world.writer.statuses.waiting
+
+
+async def test_a_redis_that_lost_everything_gets_the_statuses_back(world: PolicyWorld) -> None:
+    number = (await accept(world)).number
+    where, partition = tag(world)
+    await world.ask.opt_out(1, partition, where, "page")  # a commit by which the loss is noticed
+    await world.ask.chunk(number, 0, b"a" * 32, 1)
+    await world.ask.expanded(number, 1)
+    await tell(world, Batch(number, "one.example", delivered(1)))
+    await done(world, number)
+    await told(world, "done")
+    await world.redis.flushall()
+    await world.restart_writer()
+    assert (await told(world, "done"))["count:delivered"] == "1"
+
+
+async def test_a_refusal_never_overwrites_an_accepted_job(world: PolicyWorld) -> None:
+    """Its problems are added; and what was wrong with a submission before the acceptance goes with it."""
+
+    async def refusal(problems: list[tuple[str, str, str]], at: int) -> None:
+        async with world.redis.pipeline(transaction=True) as pipe:
+            refuse(pipe, "acme", "spring", problems, at)
+            await pipe.execute()
+
+    many = [(f"$.recipients[{n}].fields", "x" * 400, "y" * 5000) for n in range(500)]
+    await refusal([("$.headers.ada@one.example", "`=?ada@one.example` is wrong", "ask ada@one.example"), *many], AT)
+    before = await told(world, "rejected")
+    assert before["problems_total"] == "501"
+    assert "one.example" not in repr(await world.redis.hgetall(keyspace.job_status("acme", "spring")))
+    assert 0 < int(before["problems"]) <= 32 * 1024
+    accepted_at = AT + 10
+    await accept(world, accepted_at=accepted_at)
+    assert (await told(world, "accepted"))["problems"] == "0"
+    await refusal([("$.job_id", "is taken by a job with other contents", "choose a new one")], accepted_at + 5)
+    after = await told(world, "accepted")
+    assert (after["reason"], after["problems_total"]) == ("", "1")
+    await world.ask.job_state("spring", "cancelled")
+    assert (await told(world, "cancelled"))["problems_total"] == "1"
 
 
 # --- people ---------------------------------------------------------------------------------------------------------
