@@ -170,6 +170,8 @@ class Courier:
             "slices_in_hand": len(self.hands),
             "recipients_in_stock": sum(len(desk.stock) for desk in self.desks.values()),
             "connections": sum(len(desk.lines) for desk in self.desks.values()),
+            "messages_ready": sum(len(line.ready) for desk in self.desks.values() for line in desk.lines.values()),
+            "lines_waiting": sum(line.ordered for desk in self.desks.values() for line in desk.lines.values()),
             "sites": len(self.desks),
             "sites_backing_off": sum(desk.is_held for desk in self.desks.values()),
             "in_trouble": int(self.must_wait),

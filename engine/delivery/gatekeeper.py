@@ -1,7 +1,7 @@
 """Asks the gate for everybody who waits at this moment, in one round trip (decision 7).
 
-While one question is on its way, those who come wait and are asked about together in the next: under load the batches
-grow by themselves, on an idle engine a question leaves at once.
+While `FLIGHTS` questions are on their way, those who come wait and are asked about together in the next: under load the
+batches grow by themselves, on an idle engine a question leaves at once.
 
 Law: `asked_at` is read before the question is written, so a Permit is never younger than it says.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from engine.queue.lanes import Answer, GateRequest, Lanes
 
+FLIGHTS = 3  # a store that syncs every write answers in 5 to 20 ms, a round of messages is written in 16
 MOST = 256  # slices asked about at once: one script holds the server for about 20 µs, so 5 ms
 
 
@@ -29,16 +30,19 @@ class Told:
 class Gatekeeper:
     """One per worker."""
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: Lanes, flights: int = FLIGHTS) -> None:
         self._lanes = lanes
+        self._flights = flights
         self._waiting: list[tuple[list[GateRequest], asyncio.Future[Told]]] = []
-        self._asking: asyncio.Task[None] | None = None
+        self._asking: set[asyncio.Task[None]] = set()
 
     async def ask(self, requests: Sequence[GateRequest]) -> Told:
         future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
         self._waiting.append((list(requests), future))
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask_all(), name="gatekeeper")
+        if len(self._asking) < self._flights:
+            task = asyncio.create_task(self._ask_all(), name="gatekeeper")
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
         return await future
 
     async def _ask_all(self) -> None:

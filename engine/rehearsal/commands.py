@@ -38,7 +38,7 @@ def demo(
     ] = None,
     deadline: Annotated[float, typer.Option(min=5.0, max=3600.0, help="Seconds everything may wait, at most.")] = 140.0,
     workers: Workers = 0,
-    wait: Wait = True,
+    wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
     """A real campaign through every floor on this machine, with simulated providers and readers, proved at the end."""

@@ -27,7 +27,7 @@ class Plan:
     deadline: float = 140.0
     lasting: bool = False
     workers: int = 0
-    wait: bool = True
+    wait: bool = False
 
 
 @dataclass(slots=True)

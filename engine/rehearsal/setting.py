@@ -76,7 +76,12 @@ hostname = "mail.{DOMAIN}"
 [engine.retry]
 schedule = [1.0, 3.0, 4.0, 5.0, 8.0]
 
+[engine.limits]
+connections = 32
+messages_per_connection = 200
+
 [engine.pace]
+start = 8
 calm = 0.5
 back_off = 0.5
 back_off_cap = 4.0

@@ -36,7 +36,7 @@ def ask(token: int) -> GateRequest:
 
 async def test_questions_that_come_while_one_is_on_its_way_leave_together() -> None:
     gate = SlowGate()
-    keeper = Gatekeeper(cast(Lanes, gate))
+    keeper = Gatekeeper(cast(Lanes, gate), flights=1)
     first = asyncio.create_task(keeper.ask([ask(1)]))
     while not gate.batches:
         await asyncio.sleep(0)
