@@ -206,7 +206,7 @@ class JobStatus:
     problems_total: int = 0
 
 
-_problems = msgspec.msgpack.Decoder(list[JobProblem])
+_problems = msgspec.json.Decoder(list[JobProblem])
 
 
 def status_of(fields: Mapping[bytes, bytes]) -> JobStatus | None:
@@ -234,7 +234,7 @@ def status_of(fields: Mapping[bytes, bytes]) -> JobStatus | None:
     )
 
 
-# the problems are msgpack: bytes are wanted even of a connection that decodes what it reads
+# bytes are wanted even of a connection that decodes what it reads: `status_of` decides what is text
 _AS_BYTES: Final = {"NEVER_DECODE": True}
 
 

@@ -12,7 +12,7 @@ Laws:
     `refuse`     the intake's part: a command in the transaction that puts the refused entry away
 
 Fields: state, reason, rows, done_at, updated_at (microseconds), ``count:<terminal state>`` when the last row has ended;
-problems_total, problems (msgpack, at most 100 of [path, message, suggestion]), refused_at.
+problems_total, problems (JSON, at most 100 of [path, message, suggestion]), refused_at.
 
 Known limits: who may write to the intake may fill Redis with refusals, at most 32 KiB each, for 90 days. A Redis that
 was lost gets all jobs back, but no refusals. What died with the process between commit and telling is told at the next
@@ -84,10 +84,10 @@ def refuse(pipe: Any, account_name: str, job_id: str, problems: Sequence[Problem
     """Queue on a pipeline (any: MULTI too) what is to be read of a refusal."""
     key = keyspace.job_status(account_name, job_id)
     told = [_told(problem) for problem in problems[:MOST_PROBLEMS]]
-    packed = msgspec.msgpack.encode(told)
+    packed = msgspec.json.encode(told)
     while len(packed) > _MOST_BYTES:
         told = told[: len(told) // 2]
-        packed = msgspec.msgpack.encode(told)
+        packed = msgspec.json.encode(told)
     pipe.eval(_REFUSE, 1, key, KEPT_US // 1000, now, _summary(told, len(problems)), len(problems), packed)
 
 

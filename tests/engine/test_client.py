@@ -144,7 +144,7 @@ def test_a_status_is_read_as_it_was_written() -> None:
     problems = [("$.html", "is empty", ""), ("$.adress", "there is no such field", "did you mean 'address'?")]
     fields = {
         b"state": b"rejected", b"reason": b"$.html: is empty (and 1 more)", b"rows": b"", b"updated_at": b"17",
-        b"problems_total": b"2", b"problems": msgspec.msgpack.encode(problems),
+        b"problems_total": b"2", b"problems": msgspec.json.encode(problems),
     }  # fmt: skip
     assert status_of(fields) == JobStatus(
         "rejected", "$.html: is empty (and 1 more)", None, [JobProblem(*problem) for problem in problems], {}, 17, 2
