@@ -30,8 +30,8 @@ from engine.campaign.intake import Intake
 from engine.campaign.intake import Limits as IntakeLimits
 from engine.delivery import pool
 from engine.delivery.campaigns import Campaigns, load_signers
+from engine.delivery.conclusions import jitter
 from engine.delivery.courier import Courier
-from engine.delivery.desk import jitter
 from engine.delivery.replay import replay
 from engine.delivery.site import Resolver, Site
 from engine.queue import pace, schedule

@@ -8,11 +8,11 @@ Everything said here goes through `settling`: to the journal first, then to Redi
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from hashlib import blake2b
 
 from engine.delivery.campaigns import Loaded
-from engine.delivery.desk import jitter
 from engine.delivery.hand import Hand, Letter
 from engine.delivery.outcome import Outcome
 from engine.delivery.settling import Settling
@@ -131,3 +131,8 @@ class Conclusions:
 
     def count(self, what: str, n: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + n
+
+
+def jitter() -> float:
+    """A number in [0, 1) for the retry schedule."""
+    return random.random()

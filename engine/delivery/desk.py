@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Coroutine
@@ -418,8 +417,3 @@ def _letter(message: Outbound) -> Letter:
 
 def _micros(seconds: float) -> int:
     return round(seconds * 1_000_000)
-
-
-def jitter() -> float:
-    """A number in [0, 1) for the retry schedule."""
-    return random.random()
