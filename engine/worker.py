@@ -41,7 +41,7 @@ from engine.queue.permits import Permits
 from engine.settings import EngineSettings, SiteLimits, dkim_files
 from engine.smtp.words import PATIENCE, Step
 from policy import logs, valkey
-from policy.keys import Keyring
+from policy.keys import Keyring, KeyringError
 from policy.ledger import Reader
 from policy.schema import open_store
 from policy.settings import PolicySettings, load
@@ -69,7 +69,7 @@ class Keys:
             await asyncio.sleep(KEYS_SECONDS)
             try:
                 self.current = await asyncio.to_thread(Keyring.load, self._folder)
-            except Exception:
+            except (KeyringError, OSError):
                 log.exception("the keys could not be read again; the ones in memory stay in use")
 
 

@@ -228,7 +228,11 @@ class Courier:
                 letter.hand.abroad -= 1
                 self.refuse(letter, Reason.INVALID)
             for letter, sender, recipient, wire in composed:
-                messages.append(Outbound(letter, sender, recipient, wire, void_at, True))
+                try:
+                    messages.append(Outbound(letter, sender, recipient, wire, void_at, True))
+                except ValueError:  # the wire refuses the address: its end, never the worker's (one message kills none)
+                    letter.hand.abroad -= 1
+                    self.refuse(letter, Reason.INVALID)
         return messages
 
     def conclude(self, letter: Letter, outcome: Outcome, tls: int) -> None:
