@@ -11,6 +11,7 @@ Known limits: a value is read once, when the process starts; to change one, rest
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import platform
 import re
@@ -44,6 +45,24 @@ def parse_target(text: str) -> tuple[str, int]:
     if match["host"] is not None and not _HOST.fullmatch(match["host"]):
         raise ValueError(f"{match['host']!r} is not a host name or address")
     return match["six"] or match["host"], int(match["port"])
+
+
+def parse_server(text: str, port: int = 53) -> tuple[str, int]:
+    """``address``, ``address:port`` or ``[address]:port`` of a resolver -> (address, port). Raises ValueError."""
+    try:
+        return str(ipaddress.ip_address(text)), port
+    except ValueError:
+        address, port = parse_target(text)
+    try:
+        return str(ipaddress.ip_address(address)), port
+    except ValueError:
+        raise ValueError(f"{text!r} is not the address of a resolver: a name would need one") from None
+
+
+def _servers(servers: list[str]) -> list[str]:
+    for text in servers:
+        parse_server(text)
+    return servers
 
 
 def _routes(routes: dict[str, str]) -> dict[str, str]:
@@ -181,9 +200,9 @@ class Intake(_Table):
 class Dns(_Table):
     """Looking up MX sets."""
 
-    servers: list[str] = Field(default_factory=list, max_length=8)
-    """Addresses of resolvers; empty reads /etc/resolv.conf. A resolver on the same host saves a round trip for each
-    new domain."""
+    servers: Annotated[list[str], AfterValidator(_servers)] = Field(default_factory=list, max_length=8)
+    """Addresses of resolvers, with a port where it is not 53 (IPv6 then in brackets); empty reads /etc/resolv.conf. A
+    resolver on the same host saves a round trip for each new domain."""
     timeout: float = Field(default=10.0, gt=0.0, le=60.0)
     """Seconds until a lookup counts as temporary failure. Two tries of the usual 5 s; a timeout is never a bounce."""
     cache_entries: int = Field(default=50_000, ge=100, le=5_000_000)

@@ -5,6 +5,7 @@ acceptance. Deleting the entry is not enough, the log of writes still holds it; 
 intake has ended, and at the latest every `clear_seconds` while it goes on. `IntakeClearing.age` is the metric.
 
     `IntakeClearing.look`   every second: watch the intake stream, ask for BGREWRITEAOF, check that it succeeded
+    `turn_keys`             every hour: this week's keys made, slice keys of long ago destroyed (decision 3)
     `free_job`              a job that is done leaves no key in any partition
 
 Known limits: a server that refuses BGREWRITEAOF (some managed ones) is reported by the metric growing and one log line.
@@ -13,12 +14,18 @@ What the file system keeps of the old file's blocks is the disk's business (encr
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any, Final
 
 import redis.exceptions
 import structlog
+from sqlalchemy import Connection
 
-from policy import keyspace
+from policy import audit, keyspace
+from policy.instants import week_of
+from policy.keys import destroy_old, ensure_week
+from policy.store import Store
 from policy.valkey import Client
 
 log = structlog.get_logger()
@@ -114,6 +121,32 @@ class IntakeClearing:
             await self._redis.hset(keyspace.META, _META_FIELD, seen)
 
 
+async def turn_keys(store: Store, folder: Path, now_us: int) -> bool:
+    """Make what is missing for this week, destroy slice keys past their time; True: load the keyring again.
+
+    A folder that cannot be written is somebody else's to turn: an error in the log, every hour, and nothing changes.
+    """
+    week = week_of(now_us)
+
+    def destroy(conn: Connection) -> list[int]:
+        weeks = destroy_old(folder, now_us)  # a key destroyed without its line is possible (the commit may fail), and
+        for old in weeks:  # is told by the log; a line without its act would be a lie
+            audit.append(conn, now_us, "policy", "key-destroyed", f"key/queue.{old}", "retention", "done")
+        return weeks
+
+    try:
+        made = await asyncio.to_thread(ensure_week, folder, week)
+        destroyed = await store.write(destroy)
+    except OSError as error:
+        log.error("keys cannot be made or destroyed: is their folder read-only?", week=week, error=error.strerror)
+        return False
+    if made:
+        log.info("keys of a new week made", week=week)
+    if destroyed:
+        log.info("slice keys destroyed", weeks=destroyed)
+    return made or bool(destroyed)
+
+
 async def free_job(redis_client: Client, number: int) -> None:
     """Delete every key of a job that is over, in all partitions."""
     partitions = range(keyspace.PARTITIONS)
@@ -122,11 +155,12 @@ async def free_job(redis_client: Client, number: int) -> None:
             pipe.hget(keyspace.job(partition, number), "nb")
         buckets = await pipe.execute()
     async with redis_client.pipeline(transaction=False) as pipe:
-        for partition, held in zip(partitions, buckets, strict=True):
+        most = max(int(held or 0) for held in buckets)  # fingerprints come before the share that brings the number
+        for partition in partitions:
             keys = [keyspace.job(partition, number), keyspace.chunks_put(partition, number)]
-            keys += [keyspace.duplicates(partition, number, bucket) for bucket in range(int(held or 0))]
+            keys += [keyspace.duplicates(partition, number, bucket) for bucket in range(most)]
             pipe.unlink(*keys)
-            pipe.execute_command("SREM", keyspace.halts(partition), f"j{number}")
+            pipe.execute_command("SREM", keyspace.halts(partition), f"j{number}", f"x{number}")
         pipe.unlink(keyspace.stream_of_chunks(number))
         await pipe.execute()
 

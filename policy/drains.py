@@ -7,7 +7,6 @@ by identity: a terminal event is (job, mref), everything else (job, mref, attemp
     1. `read_events`, `read_hits`   XREAD from the cursors, all partitions in one call, decoded
     2. `EventBook.record`           rows, counters and cursors in one SQL transaction of bounded size
     3. `trim`                       XTRIM MINID: only what is committed leaves Redis
-    4. `Progress`                   terminal rows a job against rows submitted; says when a job is done
 
 Several rows of an audience may name one address, so one (job, mref): refused duplicates, and rows that expansion ended
 for another reason. What ended at expansion therefore carries its chunk and place as an attempt below zero: told again
@@ -34,13 +33,14 @@ from typing import Any, Final
 import msgspec
 import structlog
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, delete, select, update
 
-from policy import keyspace
+from policy import cursors, keyspace
 from policy.events import TERMINAL, Batch, Hit, Kind, Reason, decode_batch, decode_hits
 from policy.gate import Mode
 from policy.instants import DAY_US, HOUR_US
-from policy.schema import counter, cursor, domain, job, message
+from policy.schema import counter, domain, message
+from policy.store import mark
 from policy.valkey import Client, call
 
 log = structlog.get_logger()
@@ -54,6 +54,7 @@ _REFUSED: Final = int(Kind.REFUSED)
 _DUPLICATE: Final = int(Reason.DUPLICATE)
 
 EVENT_STREAMS: Final = tuple(keyspace.events(partition) for partition in range(keyspace.PARTITIONS))
+STREAMS: Final = frozenset({*EVENT_STREAMS, keyspace.HITS})
 
 
 @dataclass(slots=True)
@@ -103,13 +104,8 @@ async def trim(redis: Client, committed: Mapping[str, str]) -> None:
     """Let go of everything up to and including the committed ids."""
     async with redis.pipeline(transaction=False) as pipe:
         for stream, last in committed.items():
-            ms, _, seq = last.partition("-")
-            pipe.execute_command("XTRIM", stream, "MINID", f"{ms}-{int(seq) + 1}")
+            pipe.execute_command("XTRIM", stream, "MINID", cursors.after(last))
         await pipe.execute()
-
-
-def load_cursors(conn: Connection) -> dict[str, str]:
-    return {row.stream: row.last_id for row in conn.execute(select(cursor.c.stream, cursor.c.last_id))}
 
 
 def portions(items: Sequence[tuple[str, str, Any]], most: int) -> Iterator[list[tuple[str, str, Any]]]:
@@ -184,6 +180,7 @@ class EventBook:
         self._aes = AESGCM(service_key)
         self._domains: dict[str, int] = {"": 0}
         self._fresh: dict[str, int] = {}
+        self.lost: set[int] = set()  # jobs with rows that were given up as lost (policy.losses)
 
     def record(self, conn: Connection, items: Iterable[tuple[str, str, Batch]]) -> Recorded:
         """One transaction's worth of batches, with the cursors that pass them. Idempotent by identity."""
@@ -206,6 +203,8 @@ class EventBook:
             if kind in _TERMINAL:
                 recorded.terminal[history[0]] += 1
         self._many(conn, self._sql.counter, [(*key, n) for key, n in counts.items()])
+        for number in self.lost & recorded.terminal.keys():
+            _found(conn, number, recorded.terminal[number])
         self._many(conn, self._sql.cursor, list(last.items()))
         recorded.folded = recorded.events - sum(counts.values())
         return recorded
@@ -335,54 +334,27 @@ class EventBook:
         self._fresh = {}
 
 
+def _found(conn: Connection, number: int, rows: int) -> None:
+    """Rows that were counted as lost have told their end after all."""
+    mine = counter.c.job == number, counter.c.domain == 0, counter.c.kind == int(Kind.LOST), counter.c.reason == 0
+    held = int(conn.execute(select(counter.c.n).where(*mine)).scalar() or 0)
+    if held > rows:
+        conn.execute(update(counter).where(*mine).values(n=held - rows))
+    elif held:
+        conn.execute(delete(counter).where(*mine))
+    mark(conn, number)
+
+
 def _place(chunk: int, place: int) -> int:
     """An attempt number that no delivery has: below zero, one a row of the audience."""
     return -1 - ((max(chunk, 0) * _ATTEMPTS_A_CHUNK + place) % 0x7FFFFFFF)
 
 
+def places_of(chunk: int) -> tuple[int, int]:
+    """(lowest, highest) attempt number that an event of this chunk of an audience can have in the ledger."""
+    highest = _place(chunk, 0)
+    return highest - _ATTEMPTS_A_CHUNK + 1, highest
+
+
 def _job_and_mref(row: tuple[Any, ...]) -> tuple[int, int]:
     return row[0], row[1]
-
-
-class Progress:
-    """Terminal rows against rows submitted, a job; in memory, rebuilt from the counters at start."""
-
-    def __init__(self) -> None:
-        self._terminal: dict[int, int] = defaultdict(int)
-        self._submitted: dict[int, int] = {}
-
-    def load(self, conn: Connection) -> None:
-        """Every job that is not done."""
-        open_jobs = select(job.c.number).where(job.c.done_at.is_(None))
-        self._terminal.clear()
-        self._submitted = {
-            row.number: row.rows_submitted
-            for row in conn.execute(
-                select(job.c.number, job.c.rows_submitted).where(
-                    job.c.done_at.is_(None), job.c.rows_submitted.is_not(None)
-                )
-            )
-        }
-        sums = (
-            select(counter.c.job, func.sum(counter.c.n).label("n"))
-            .where(counter.c.kind.in_(sorted(_TERMINAL)), counter.c.job.in_(open_jobs))
-            .group_by(counter.c.job)
-        )
-        for row in conn.execute(sums):
-            self._terminal[row.job] = int(row.n)
-
-    def add(self, terminal: Mapping[int, int]) -> None:
-        for number, n in terminal.items():
-            self._terminal[number] += n
-
-    def submitted(self, number: int, rows: int) -> None:
-        self._submitted[number] = rows
-
-    def complete(self) -> list[int]:
-        """Jobs whose last row is in the ledger."""
-        return [number for number, rows in self._submitted.items() if self._terminal[number] >= rows]
-
-    def forget(self, number: int) -> bool:
-        """Whether it was known."""
-        self._terminal.pop(number, None)
-        return self._submitted.pop(number, None) is not None

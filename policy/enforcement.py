@@ -10,15 +10,15 @@ Changes that arrive while one round is under way make up the next: one transacti
 
 The commit number lives in SQL (table cursor, stream `commit`) and, once everything up to it is pushed, in META.
 
-Known limits: the number is compared every few seconds and after every failure, not at every command; between a restore
-of Redis and that look the gate may answer from the older state. Queue state of a restored Redis is not reconciled here.
+Known limits: the number is compared every few seconds and after every failure, not at every command. That nobody works
+on a Redis that came back older before it is mended is the matter of `policy.restore` and `policy.fence`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,7 +26,8 @@ import redis.exceptions
 import structlog
 from sqlalchemy import Connection, Engine, insert, select, update
 
-from policy import accounts, keyspace, negative, suppression
+from policy import halts, keyspace, negative, suppression
+from policy.crashpoints import reach
 from policy.schema import cursor, job
 from policy.store import Store
 from policy.valkey import Client
@@ -45,11 +46,13 @@ class RedisBehind(Exception):
 @dataclass(slots=True)
 class Effects:
     """What a change wants told to Redis: suppression tags to recompute, negative entries (subject, cause, seq),
-    accounts to halt or resume."""
+    words of the halt sets by (text, partitions) and whether they stand, jobs by number: (state, whether it waits for
+    its last chunk)."""
 
     tags: set[tuple[bytes, int]] = field(default_factory=set)
     negative: list[tuple[int, str, int]] = field(default_factory=list)
-    halts: dict[int, bool] = field(default_factory=dict)
+    words: dict[tuple[str, Sequence[int]], bool] = field(default_factory=dict)
+    jobs: dict[int, tuple[str, bool]] = field(default_factory=dict)
 
 
 Change = Callable[[Connection, Effects], Any]
@@ -69,6 +72,7 @@ class Enforcement:
         self._turn: asyncio.Task[None] | None = None
         self._gate = asyncio.Lock()  # one round, or one rebuild, at a time: the order of pushes is the order of commits
         self.behind = False
+        self.pushed = 0  # the commit number that Redis took last
         self.enforced = 0
         self.failures = 0
         self.rebuilds = 0
@@ -96,6 +100,7 @@ class Enforcement:
 
     async def _round(self, some: list[tuple[Change, asyncio.Future[Any]]]) -> None:
         changes = [change for change, _ in some]
+        reach("before-suppress")
         try:
             results, fields, effects, commit = await self._store.write(lambda conn: self._commit(conn, changes))
         except Exception as error:
@@ -103,11 +108,15 @@ class Enforcement:
                 if not answer.done():
                     answer.set_exception(error)
             return
+        reach("after-suppress")
         behind: Exception | None = None
         try:
+            reach("before-enforce")
             await self._tell(fields, effects)
+            reach("after-enforce")
             if not self.behind:
                 await self._redis.hset(keyspace.META, _META_FIELD, str(commit))
+                self.pushed = commit
         except (redis.exceptions.RedisError, OSError) as error:
             self.behind = True
             self.failures += 1
@@ -141,7 +150,8 @@ class Enforcement:
                 continue
             total.tags |= effects.tags
             total.negative += effects.negative
-            total.halts |= effects.halts
+            total.words |= effects.words
+            total.jobs |= effects.jobs
         commit = commit_number(conn) + 1
         _set_commit_number(conn, commit)
         return results, suppression.fields(conn, total.tags, self._clock()), total, commit
@@ -150,42 +160,53 @@ class Enforcement:
         await suppression.push(self._redis, fields)
         for subject, cause, seq in effects.negative:
             await negative.announce(self._redis, subject, cause, seq)
-        for number, halted in effects.halts.items():
-            await self._halt(f"a{number}", halted)
+        await halts.tell(self._redis, [(text, stands, where) for (text, where), stands in effects.words.items()])
+        for number, (state, waits) in effects.jobs.items():
+            await self.show_job(number, state, waits=waits)
+        if effects.words or effects.jobs:
+            await self._redis.publish(keyspace.WAKE, keyspace.WAKE_HALTS)
 
-    async def _halt(self, what: str, halted: bool) -> None:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for partition in range(keyspace.PARTITIONS):
-                pipe.execute_command("SADD" if halted else "SREM", keyspace.halts(partition), what)
-            await pipe.execute()
-
-    async def show_job(self, number: int, state: str, *, waits: bool = False) -> None:
+    async def show_job(
+        self, number: int, state: str, *, waits: bool = False, redis_client: Client | None = None
+    ) -> None:
         """Tell every partition a job's state. A halt goes first: a chunk put meanwhile would not carry the word yet.
 
-        waits: the job asked to be held until all its chunks are in (the intake's halt): resuming does not lift that."""
-        await self._halt(f"j{number}", state == "paused" or (waits and state == "sending"))
+        waits: the job asked to be held until all its chunks are in (the intake's halt): resuming does not lift that.
+        lost: what is left of it on the lanes ends there, as of a cancelled one."""
+        client = redis_client or self._redis
+        if state == "lost":
+            state = halts.CANCELLED
+        everywhere = range(keyspace.PARTITIONS)
+        held = state == "paused" or (waits and state == "sending")
+        await halts.tell(
+            client,
+            [(f"j{number}", held, everywhere), (f"x{number}", state == halts.CANCELLED, everywhere)],
+        )
         keys = [keyspace.job(partition, number) for partition in range(keyspace.PARTITIONS)]
-        async with self._redis.pipeline(transaction=False) as pipe:
+        async with client.pipeline(transaction=False) as pipe:
             for key in keys:
                 pipe.exists(key)
             there = await pipe.execute()
-        async with self._redis.pipeline(transaction=False) as pipe:
+        async with client.pipeline(transaction=False) as pipe:
             for key, known in zip(keys, there, strict=True):
                 if known:
                     pipe.hset(key, "st", state)
             await pipe.execute()
 
-    async def mend(self) -> bool:
-        """Compare commit numbers; rebuild Redis from SQL when they differ. True when it was rebuilt.
+    async def mend(self, redis_client: Client | None = None, *, whole: bool = False) -> bool:
+        """Compare commit numbers; rebuild Redis from SQL when they differ, or (whole) in any case. True when it was
+        rebuilt. redis_client: to reach a Redis that is not let in yet (policy.restore).
 
         Raises RedisError while Redis is away."""
+        client = redis_client or self._redis
         async with self._gate:
-            held: Any = await self._redis.hget(keyspace.META, _META_FIELD)
+            held: Any = await client.hget(keyspace.META, _META_FIELD)
             truth = await self._store.write(commit_number)
             ahead = int(held) if held is not None else 0
-            if not self.behind and ahead == truth:
+            if not self.behind and not whole and ahead == truth:
                 if held is None:  # a new installation on an empty Redis: nothing to bring
-                    await self._redis.hset(keyspace.META, _META_FIELD, "0")
+                    await client.hset(keyspace.META, _META_FIELD, "0")
+                self.pushed = truth
                 return False
             older_sql = ahead > truth
             log.warning("rebuilding suppressions in redis", held=ahead, truth=truth)
@@ -194,40 +215,44 @@ class Enforcement:
                 log.error("the database is older than redis: restored from a backup? nothing is taken out of redis")
                 truth = ahead + 1
                 await self._store.write(lambda conn: _set_commit_number(conn, truth))
-            await self._rebuild(add_only=older_sql)
-            await self._redis.hset(keyspace.META, _META_FIELD, str(truth))
+            await self._rebuild(client, add_only=older_sql)
+            await client.hset(keyspace.META, _META_FIELD, str(truth))
+            self.pushed = truth
             self.behind = False
             self.rebuilds += 1
             return True
 
-    async def _rebuild(self, *, add_only: bool) -> None:
+    async def _rebuild(self, client: Client, *, add_only: bool) -> None:
         # a connection of its own, for reading: the writer's must not wait for Redis (a second *writing* one would be a
         # risk over SQLite, decision 15)
         engine = self._open_reader()
         try:
             with engine.connect() as conn:
                 if add_only:
-                    await self._push_all(conn)
+                    await self._push_all(client, conn)
                 else:
-                    await suppression.rebuild(self._redis, conn, self._clock())
-                await negative.rebuild(self._redis, conn)
-                frozen = [account.number for account in accounts.every(conn) if account.is_frozen]
-                paused = conn.scalars(select(job.c.number).where(job.c.state == "paused")).all()
+                    await suppression.rebuild(client, conn, self._clock())
+                await negative.rebuild(client, conn)
+                await halts.rebuild(client, conn, add_only=add_only)
+                going = select(job.c.number, job.c.state, job.c.wait, job.c.rows_submitted)
+                states = conn.execute(going.where(job.c.done_at.is_(None))).all()
         finally:
             engine.dispose()
-        for number in frozen:
-            await self._halt(f"a{number}", True)
-        for number in paused:
-            await self._halt(f"j{number}", True)
+        for row in states:
+            if row.state in ("paused", "cancelled", "lost"):
+                await self.show_job(row.number, row.state, redis_client=client)
+            elif not add_only:  # resumed while Redis was away: an older SQL would not know that it was cancelled since
+                waits = bool(row.wait) and row.rows_submitted is None
+                await self.show_job(row.number, "sending", waits=waits, redis_client=client)
 
-    async def _push_all(self, conn: Connection) -> None:
+    async def _push_all(self, client: Client, conn: Connection) -> None:
         some: set[tuple[bytes, int]] = set()
         for entry in suppression.every(conn):
             some.add((entry.tag, entry.partition))
             if len(some) >= 500:
-                await suppression.push(self._redis, suppression.fields(conn, some, self._clock()))
+                await suppression.push(client, suppression.fields(conn, some, self._clock()))
                 some.clear()
-        await suppression.push(self._redis, suppression.fields(conn, some, self._clock()))
+        await suppression.push(client, suppression.fields(conn, some, self._clock()))
 
 
 def commit_number(conn: Connection) -> int:

@@ -4,10 +4,13 @@ Laws:
 - a job id means one payload: the same hash again is the same job, another hash is a conflict (idempotency for as long
   as the row is kept, 90 days);
 - a chunk number means one content; other bytes under a known number stop the job with its reason;
-- a state that ends a job (done, cancelled, expired, lost, rejected) is left by nobody;
+- a state that ends a job (done, cancelled, expired, lost, rejected) is left by nobody, but for the next line;
 - every change that a producer may read is marked (`policy.store.mark`), so that its status in Redis follows.
 
-Known limits: a job that was `lost` is not taken up again under its own id (T12 comes with the queue's issue).
+A job that a restored Redis has lost recipients of ends `lost` (T12); offered again with the same contents it is taken
+up again under its number and key: who had an end by delivery keeps it, the rest is expanded anew.
+
+Known limits: while something of a lost job is still on the lanes it cannot be taken up: the caller asks again.
 """
 
 from __future__ import annotations
@@ -15,24 +18,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, or_, select, update
 
 from policy import accounts, audit
+from policy.events import TERMINAL, Kind
 from policy.gate import Mode
 from policy.ledger import number_of
-from policy.schema import job, job_chunk, job_view, link
+from policy.schema import counter, history, job, job_chunk, job_view, link, message
 from policy.store import mark
+from policy.transitions import JOB_ENDED, JOB_MOVES
 from policy.wire import Accepted, JobRecord
 
-ENDED: Final = frozenset({"done", "cancelled", "expired", "lost", "rejected"})
-# what may be asked for from outside -> states it may be asked in
-_MOVES: Final = {
-    "paused": frozenset({"accepted", "expanding", "sending"}),
-    "sending": frozenset({"paused"}),
-    "cancelled": frozenset({"accepted", "expanding", "sending", "paused"}),
-    "expired": frozenset({"accepted", "expanding", "sending", "paused"}),
-    "lost": frozenset({"accepted", "expanding", "sending", "paused"}),
-}
+ENDED: Final = JOB_ENDED
+LOST: Final = "lost"
+_TERMINAL: Final = sorted(int(kind) for kind in TERMINAL)
 
 
 class Refused(Exception):
@@ -44,16 +43,22 @@ class Refused(Exception):
 
 
 def accept(conn: Connection, record: JobRecord, now: int) -> Accepted:
-    """Enter a job once. Everything in it is committed together: row, links, view."""
+    """Enter a job once. Everything in it is committed together: row, links, view. Answers the status LOST where
+    `reopen` may take it up again."""
     holder = accounts.get(conn, record.account)
     if holder is None:
         return Accepted("unknown-account")
     known = conn.execute(select(job).where(job.c.account == holder.number, job.c.job_id == record.job_id)).one_or_none()
-    if known is not None:
-        status = "same" if known.hash == record.hash else "conflict"
-        return _accepted(status, known, holder)
+    if known is not None and known.hash != record.hash:
+        return _accepted("conflict", known, holder)
+    if known is not None and known.state != LOST:
+        return _accepted("same", known, holder)
     if holder.is_frozen:
         return Accepted("frozen", account=holder.number)
+    if known is not None:
+        if known.done_at is None:
+            raise Refused("redis", "what is left of this lost job is being cleared away, offer it again in a while")
+        return _accepted(LOST, known, holder)
     values = {
         "account": holder.number,
         "job_id": record.job_id,
@@ -113,6 +118,8 @@ def chunk(conn: Connection, number: int, index: int, digest: bytes, rows: int) -
         select(job_chunk.c.hash).where(job_chunk.c.job == number, job_chunk.c.number == index)
     ).one_or_none()
     if known is not None:
+        if row.state == "accepted" and known.hash == digest:  # of a job taken up again
+            _set(conn, number, "expanding")
         return "same" if known.hash == digest else "conflict"
     if row.state in ENDED:
         raise Refused("ended", f"the job is {row.state}")
@@ -140,16 +147,18 @@ def expanded(conn: Connection, number: int, rows_submitted: int, now: int) -> No
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """state: as stored; waits: the job is held until its last chunk is in, and that is not."""
+    """state: as stored; waits: the job is held until its last chunk is in, and that is not; rows: what it was found to
+    hold when it was cancelled before its last chunk had come (None: known before, or still open)."""
 
     number: int
     state: str
     waits: bool
+    rows: int | None = None
 
 
 def move(conn: Connection, name: int | str, state: str, reason: str, now: int) -> Moved:
     """Change a job's state by somebody's will. Leaves a line in the audit chain."""
-    if state not in _MOVES:
+    if state not in JOB_MOVES:
         raise Refused("refused", f"nobody can put a job into the state {state[:20]}")
     number = number_of(conn, name)
     if number is None:
@@ -158,14 +167,25 @@ def move(conn: Connection, name: int | str, state: str, reason: str, now: int) -
     waits = bool(row.wait) and row.rows_submitted is None
     if row.state == state or (state == "sending" and row.state == "expanding"):
         return Moved(number, row.state, waits)
-    if row.state not in _MOVES[state]:
+    if row.state not in JOB_MOVES[state]:
         raise Refused("refused", f"the job is {row.state}: it cannot become {state}")
     stored = state
     if state == "sending" and row.rows_submitted is None:
         stored = "expanding"
     _set(conn, number, stored, reason)
     audit.append(conn, now, "operator", f"job-{stored}", f"job/{number}", reason or "operation", "done")
-    return Moved(number, stored, waits)
+    rows = None
+    if stored == "cancelled" and row.rows_submitted is None:
+        rows = _close(conn, number)
+    return Moved(number, stored, waits, rows)
+
+
+def _close(conn: Connection, number: int) -> int:
+    """No further chunk is taken (`chunk` refuses ended jobs), so what is known now is all there will be: without a
+    number of rows the job could never be over."""
+    rows = int(conn.execute(select(func.sum(job_chunk.c.rows)).where(job_chunk.c.job == number)).scalar() or 0)
+    conn.execute(update(job).where(job.c.number == number).values(rows_submitted=rows))
+    return rows
 
 
 def finish(conn: Connection, number: int, now: int) -> str:
@@ -177,6 +197,80 @@ def finish(conn: Connection, number: int, now: int) -> str:
         return str(row.state)
     _set(conn, number, "done")
     return "done"
+
+
+def ended_rows(conn: Connection, number: int) -> int:
+    """How many rows of a job have ended, by the ledger."""
+    total = select(func.sum(counter.c.n)).where(counter.c.job == number, counter.c.kind.in_(_TERMINAL))
+    return int(conn.execute(total).scalar() or 0)
+
+
+def give_up(conn: Connection, number: int, now: int) -> int:
+    """A part of its audience is lost: no more of it is taken, what is on the lanes ends. The rows it has."""
+    row = _row(conn, number)
+    rows = int(row.rows_submitted) if row.rows_submitted is not None else _close(conn, number)
+    if row.state not in ENDED:
+        _set(conn, number, LOST, "Redis came back older and lost a part of the audience: submit it again")
+        audit.append(conn, now, "policy", "job-lost", f"job/{number}", "restore", "done")
+    return rows
+
+
+def lose(conn: Connection, number: int, now: int) -> int | None:
+    """What has not ended is lost: the job is over, how many rows that were. None: it is over already, or nothing is."""
+    row = _row(conn, number)
+    missing = -1 if row.rows_submitted is None else int(row.rows_submitted) - ended_rows(conn, number)
+    if row.done_at is not None or missing == 0 or (missing < 0 and row.rows_submitted is not None):
+        return None
+    if row.rows_submitted is None:
+        missing = max(_close(conn, number) - ended_rows(conn, number), 0)
+    if missing:
+        mine = counter.c.job == number, counter.c.domain == 0, counter.c.kind == int(Kind.LOST), counter.c.reason == 0
+        if conn.execute(update(counter).where(*mine).values(n=counter.c.n + missing)).rowcount == 0:
+            conn.execute(insert(counter).values(job=number, domain=0, kind=int(Kind.LOST), reason=0, n=missing))
+    conn.execute(update(job).where(job.c.number == number).values(done_at=now))
+    mark(conn, number)
+    if row.state not in ENDED:
+        _set(conn, number, LOST, f"Redis came back older without {missing} of its recipients: submit it again")
+        audit.append(conn, now, "policy", "job-lost", f"job/{number}", "restore", "done")
+    return missing
+
+
+def reopen(conn: Connection, record: JobRecord, now: int) -> tuple[Accepted, int]:
+    """Take up a lost job again; how many of its rows have ended. What was decided at expansion is decided anew."""
+    offered = accept(conn, record, now)
+    if offered.status != LOST:
+        return offered, 0
+    number = offered.number
+    never_sent = message.c.attempts < 0, message.c.kind.in_((int(Kind.LOST), int(Kind.CANCELLED)))
+    conn.execute(delete(message).where(message.c.job == number, or_(*never_sent)))
+    conn.execute(delete(history).where(history.c.job == number, history.c.attempt < 0))
+    conn.execute(delete(counter).where(counter.c.job == number, counter.c.kind.in_(_TERMINAL)))
+    kept = select(message.c.job, message.c.domain, message.c.kind, message.c.reason, func.count())
+    grouped = kept.where(message.c.job == number).group_by(*kept.selected_columns[:4])
+    conn.execute(insert(counter).from_select(["job", "domain", "kind", "reason", "n"], grouped))
+    conn.execute(update(job_chunk).where(job_chunk.c.job == number).values(expanded_at=None))
+    values = {"state": "accepted", "reason": None, "rows_submitted": None, "done_at": None}
+    conn.execute(
+        update(job).where(job.c.number == number).values(**values, expires_at=record.expires_at or job.c.expires_at)
+    )
+    mark(conn, number)
+    audit.append(conn, now, "intake", "job-taken-up", f"job/{number}", "restore", "done")
+    row, holder = _row(conn, number), accounts.get(conn, record.account)
+    assert holder is not None  # `accept` has just seen it
+    return _accepted("new", row, holder), ended_rows(conn, number)
+
+
+def with_lost_rows(conn: Connection) -> set[int]:
+    """Jobs of which rows are lost that nobody can name."""
+    named = select(counter.c.job).where(counter.c.domain == 0, counter.c.kind == int(Kind.LOST), counter.c.n > 0)
+    return set(conn.scalars(named))
+
+
+def unended(conn: Connection, holder: int) -> list[int]:
+    """Jobs of an account that can still be cancelled."""
+    able = sorted(JOB_MOVES["cancelled"])
+    found = select(job.c.number).where(job.c.account == holder, job.c.state.in_(able)).order_by(job.c.number)
+    return [int(number) for number in conn.scalars(found)]
 
 
 def lately_over(conn: Connection) -> list[int]:

@@ -12,11 +12,16 @@ Sealing is AES-256-GCM: 12 random bytes, then ciphertext and tag (NIST SP 800-38
 queue and wrapping keys change weekly, a subject's key seals one address).
 
 Known limits: Python cannot wipe memory, so keys live until the process ends (LimitCORE=0, no swap). The token master
-derives AES-SIV keys elsewhere (`tracker.links`). Destroying old weekly keys is the retention sweep's business.
+derives AES-SIV keys elsewhere (`tracker.links`). ``kek.<week>`` are destroyed by the retention sweep, to come. A disk
+may keep a copy of what was overwritten (journalling, wear levelling): encrypt it.
+
+The folder may be systemd's ($CREDENTIALS_DIRECTORY, deploy/README.md). It cannot be written: new weeks' keys are then
+put there by whoever keeps them, and taken away again by the same hand.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import stat
@@ -27,12 +32,17 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from policy.instants import DAY_US, WEEK_US
+
 KEY_BYTES = 32
 NONCE_BYTES = 12
 SEAL_OVERHEAD = NONCE_BYTES + 16
 
 _NUMBERED = ("pepper", "token", "return-path", "service", "intake", "lane")
 _WEEKLY = ("queue", "kek")
+QUEUE_KEY_LIFE_US = 14 * DAY_US  # after the end of its week (decision 3)
+_DYING = ".destroyed.queue."
+SUCCESSOR_AGE_US = DAY_US  # 24 walks of re-sealing, also on a host that was away for a month or woke with a wrong clock
 _NOTE_AAD = b"sp-note"
 
 
@@ -128,6 +138,29 @@ def ensure_week(dir: Path, week: int) -> bool:
     return made
 
 
+def destroy_old(dir: Path, now_us: int) -> list[int]:
+    """Destroy slice keys whose week ended 14 days ago; their weeks. Slices in old dumps die with them (decision 3).
+
+    A key goes only when a younger one has been there for a day: until then what waits could not have been sealed anew.
+    The file is renamed, so that no reader meets half a key, overwritten, synced and removed, and the folder synced;
+    what a crash left of that is finished by the next call. Raises OSError: then try again.
+    """
+    weeks = sorted(
+        int(path.suffix[1:]) for path in dir.glob("queue.*") if path.suffix[1:].isascii() and path.suffix[1:].isdigit()
+    )
+    destroyed: list[int] = []
+    for week, successor in itertools.pairwise(weeks):
+        born_us = (dir / f"queue.{successor}").stat().st_mtime_ns // 1000
+        ended_us = (week + 1) * WEEK_US
+        if now_us >= ended_us + QUEUE_KEY_LIFE_US and now_us >= born_us + SUCCESSOR_AGE_US:
+            (dir / f"queue.{week}").rename(dir / f"{_DYING}{week}")
+            destroyed.append(week)
+    for path in dir.glob(f"{_DYING}*"):
+        _sync_folder(dir)
+        _wipe(path)
+    return destroyed
+
+
 def seal(key: bytes, plaintext: bytes, aad: bytes) -> bytes:
     """Nonce and AES-256-GCM ciphertext; aad names the purpose and what it belongs to, and must be given to open."""
     nonce = os.urandom(NONCE_BYTES)
@@ -167,8 +200,15 @@ def _check_folder(dir: Path) -> None:
         raise KeyringError(f"keys folder {dir} does not exist: run `sales-push init`") from None
     if not stat.S_ISDIR(mode):
         raise KeyringError(f"keys folder {dir} is not a folder")
-    if mode & 0o077:
+    if mode & _closed_to(dir):
         raise KeyringError(f"keys folder {dir} is open to others: chmod 0700 {dir}")
+
+
+def _closed_to(dir: Path) -> int:
+    """Mode bits that must not be set. In systemd's own folder the group's show the mask of its ACL entry for our user
+    (acl(5)), and the group is root's: there they say nothing about others."""
+    granted = os.environ.get("CREDENTIALS_DIRECTORY")
+    return 0o007 if granted and Path(granted) == dir else 0o077
 
 
 def _read_key(path: Path) -> bytes:
@@ -178,7 +218,7 @@ def _read_key(path: Path) -> bytes:
             text = file.read(4 * KEY_BYTES)
     except OSError as error:
         raise KeyringError(f"key file {path} cannot be read: {error.strerror}") from None
-    if mode & 0o077:
+    if mode & _closed_to(path.parent):
         raise KeyringError(f"key file {path} is readable by others: chmod 0600 {path}, and consider it known to them")
     try:
         key = bytes.fromhex(text.decode("ascii").strip())
@@ -204,9 +244,24 @@ def _write_key(path: Path) -> bool:
             return False
     finally:
         draft.unlink()
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)  # a key that a power cut takes away takes everything sealed under it
-    finally:
-        os.close(folder)
+    _sync_folder(path.parent)  # a key that a power cut takes away takes everything sealed under it
     return True
+
+
+def _wipe(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+    try:
+        os.write(descriptor, b"\0" * os.fstat(descriptor).st_size)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    path.unlink()
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

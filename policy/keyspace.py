@@ -14,7 +14,8 @@ import re
 from dataclasses import dataclass
 from hashlib import blake2b
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # newest layout of keys, scripts and slices this program writes and understands
+OLDEST_SCHEMA = 1  # oldest one it still works on; the writer raises it when no older program is at work any more
 PARTITIONS = 64  # fixed by `sales-push init`, stored in META, checked at start
 SUPPRESSION_BUCKETS = 1024  # a partition: 15 entries a bucket at one million, far below the listpack limit of 128
 
@@ -23,9 +24,11 @@ REJECTED = "salespush:{in}:rejected"
 DEAD = "salespush:{in}:dead"
 INTAKE_GROUP = "engine"
 META = "salespush:{meta}"
+HOSTS = "salespush:{meta}:hosts"
 HITS = "salespush:{t}:hits"
 NEGATIVE = "salespush:{t}:negative"
-WAKE = "salespush:wake"  # a channel, not a key: message is the partition number, "in" for intake
+WAKE = "salespush:wake"  # a channel, not a key: message is the partition number, "in" for intake, or the next line
+WAKE_HALTS = "halts"  # something was halted, resumed or cancelled
 
 
 def partition_of(domain: str) -> int:
@@ -88,12 +91,21 @@ def holders(partition: int) -> str:
 
 
 def counter(partition: int) -> str:
-    """Slice ids and lease tokens: one counter a partition, fields seq and tok."""
+    """One hash a partition: slice ids (seq), lease tokens (tok), heartbeats (beat), the clock as last seen (at)."""
     return f"{prefix(partition)}n"
 
 
 def job(partition: int, number: int) -> str:
     return f"{prefix(partition)}j:{number}"
+
+
+JOB_KEYS = "sp:{p??}:[juw]:*"  # a pattern for SCAN: everything that is kept for one job
+
+
+def job_key_of(name: str) -> tuple[str, int]:
+    """(letter, job number) of a key that JOB_KEYS matches."""
+    _, _, letter, number, *_ = name.split(":")
+    return letter, int(number)
 
 
 def chunks_put(partition: int, number: int) -> str:
@@ -114,7 +126,7 @@ def suppression(partition: int, tag: bytes) -> str:
 
 
 def halts(partition: int) -> str:
-    """Set of what is halted: a<account>, j<job>, l<lane ref>."""
+    """Set of what is halted, in the words of `policy.halts`."""
     return f"{prefix(partition)}halt"
 
 
@@ -185,6 +197,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "90 days after the last change, by expiry",
     ),
     _entry("meta", r"salespush:\{meta\}", "policy.writer", "none", "R0", "life of the installation"),
+    _entry("hosts", r"salespush:\{meta\}:hosts", "policy.hosts", "none", "R0", "orderly end, or `host forget`"),
     _entry("hits", r"salespush:\{t\}:hits", "tracker.recorder", "job and mref", "R0", "drained into the ledger"),
     _entry(
         "negative list",
@@ -207,7 +220,7 @@ CATALOGUE: tuple[Entry, ...] = (
     _entry("duplicates", _P + r"u:\d+:\d+", "engine.queue", "keyed fingerprints (mref)", "R0", "with the job"),
     _entry("events", _P + r"ev", "engine.queue", "job, mref, pseudonym, tag", "R0", "drained into the ledger"),
     _entry("suppression", _P + r"x:\d+", "policy.suppression", "keyed tag", "R5", "while the scope exists"),
-    _entry("halts", _P + r"halt", "engine.queue", "none", "R0", "resume"),
+    _entry("halts", _P + r"halt", "policy.halts", "keyed domain references", "R0", "resume"),
     _entry("site permits", _S + r"c", "engine.delivery", "none", "R0", "expiry"),
     _entry("site rate", _S + r"r", "engine.delivery", "none", "R0", "expiry"),
     _entry("site back-off", _S + r"b", "engine.delivery", "none", "R0", "expiry"),

@@ -12,20 +12,21 @@ wire by up to one drain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
 
-from policy import accounts, stories, suppression
+from policy import accounts, halts, stories, suppression
 from policy.events import TERMINAL, Kind, Reason
 from policy.keys import Keyring
-from policy.schema import account, counter, domain, hit_counter, job, job_chunk, job_view, link, list_
+from policy.schema import account, counter, cursor, domain, hit_counter, job, job_chunk, job_view, link, list_, message
 from policy.schema import topic as topic_table
 from policy.stories import Why, word
 
 _TERMINAL = {int(kind) for kind in TERMINAL}
+_MANY = 500  # values an IN list
 
 
 class Ambiguous(Exception):
@@ -263,6 +264,19 @@ class Reader:
             job_key=row.job_key,
         )
 
+    def accounted(self, number: int, mrefs: Sequence[int]) -> tuple[bool, set[int]]:
+        """(whether the job is over, those of these references that reached a terminal state): what a worker asks
+        before it sends for a slice of a restored Redis (T12). A job nobody knows is not over."""
+        with self._engine.connect() as conn:
+            over = conn.execute(select(job.c.done_at).where(job.c.number == number)).scalar() is not None
+            return over, terminal_of(conn, number, mrefs)
+
+    def suspected(self) -> int:
+        """The highest number of a job that a restored Redis may have forgotten the ends of (T12); 0: none was restored.
+        Written by `policy.restore` before it lets anybody in."""
+        with self._engine.connect() as conn:
+            return int(conn.execute(select(cursor.c.last_id).where(cursor.c.stream == "restored")).scalar() or 0)
+
     def link_table(self, number: int) -> list[str]:
         """Destinations by link number; empty when the job tracks no links or is not known."""
         wanted = select(link.c.url).where(link.c.job == number).order_by(link.c.number)
@@ -283,6 +297,11 @@ class Reader:
     def accounts(self) -> list[accounts.Account]:
         with self._engine.connect() as conn:
             return accounts.every(conn)
+
+    def halts(self) -> list[halts.Halt]:
+        """Accounts and domains that an operator has halted."""
+        with self._engine.connect() as conn:
+            return halts.standing(conn)
 
     # --- a person -----------------------------------------------------------------------------------------------
 
@@ -309,6 +328,15 @@ class Reader:
         """All of them, read as they are asked for: an export of a million needs no memory for them."""
         with self._engine.connect() as conn:
             yield from suppression.every(conn)
+
+
+def terminal_of(conn: Connection, number: int, mrefs: Sequence[int]) -> set[int]:
+    """Those of these references of a job that reached a terminal state."""
+    found: set[int] = set()
+    for start in range(0, len(mrefs), _MANY):
+        some = list(mrefs[start : start + _MANY])
+        found.update(conn.scalars(select(message.c.mref).where(message.c.job == number, message.c.mref.in_(some))))
+    return found
 
 
 def number_of(conn: Connection, name: int | str) -> int | None:

@@ -16,18 +16,22 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final, cast
 
 from sqlalchemy import Connection, select
 
-from policy import accounts, audit, consent, jobs, negative, suppression, vault
+from policy import accounts, audit, consent, halts, jobs, keyspace, negative, suppression, vault
+from policy.address import parse_domain
 from policy.enforcement import Effects, Enforcement, commit_number
 from policy.jobs import Refused
 from policy.keys import Keyring
+from policy.losses import Losses
 from policy.schema import negative as negative_table
 from policy.schema import subject as subject_table
 from policy.store import Store
-from policy.wire import Accepted, ConsentRow, JobRecord, Resolved, SuppressionRecord
+from policy.wire import Accepted, ConsentRow, Halted, JobRecord, Resolved, SuppressionRecord
+
+_EVERYWHERE: Final = range(keyspace.PARTITIONS)
 
 
 class Operations:
@@ -42,6 +46,7 @@ class Operations:
         keyring: Callable[[], Keyring],
         expanded_job: Callable[[int, int], Awaitable[None]],
         statistics: Callable[[], dict[str, Any]],
+        losses: Losses,
     ) -> None:
         self.store = store
         self.enforcement = enforcement
@@ -49,6 +54,7 @@ class Operations:
         self._keyring = keyring
         self._expanded_job = expanded_job
         self._statistics = statistics
+        self._losses = losses
 
     async def op_ping(self) -> dict[str, Any]:
         return {"pid": os.getpid(), "commit": await self.store.write(commit_number)}
@@ -57,9 +63,12 @@ class Operations:
         return self._statistics()
 
     async def op_accept_job(self, record: JobRecord) -> Accepted:
-        return await self.store.write(lambda conn: jobs.accept(conn, record, self._clock()))
+        accepted = await self.store.write(lambda conn: jobs.accept(conn, record, self._clock()))
+        self._losses.touch(accepted.number)
+        return await self._losses.take_up(record) if accepted.status == jobs.LOST else accepted
 
     async def op_chunk(self, job: int, number: int, hash: bytes, rows: int) -> str:
+        self._losses.touch(job)
         status = await self.store.write(lambda conn: jobs.chunk(conn, job, number, hash, rows))
         if status == "conflict":
             with contextlib.suppress(Refused):  # it had ended already
@@ -77,9 +86,72 @@ class Operations:
         )
 
     async def op_job_state(self, job: int | str, state: str, reason: str = "") -> str:
-        moved = await self.store.write(lambda conn: jobs.move(conn, job, state, reason, self._clock()))
-        await self.enforcement.show_job(moved.number, state, waits=moved.waits)
+        def change(conn: Connection, effects: Effects) -> jobs.Moved:
+            moved = jobs.move(conn, job, state, reason, self._clock())
+            effects.jobs[moved.number] = (state, moved.waits)
+            return moved
+
+        moved: jobs.Moved = await self.enforcement.apply(change)
+        if moved.rows is not None:  # cancelled before its last chunk came
+            await self._expanded_job(moved.number, moved.rows)
         return moved.state
+
+    async def op_halt_account(self, name: str, act: str, reason: str = "") -> Halted:
+        """act: pause | resume | cancel."""
+        now = self._clock()
+        ended: list[jobs.Moved] = []
+
+        def change(conn: Connection, effects: Effects) -> Halted:
+            holder = accounts.get(conn, name)
+            if holder is None:
+                raise Refused("not-found", "no such account")
+            ended.clear()
+            if act == "pause":
+                changed = halts.pause_account(conn, holder.number, reason, now)
+            elif act == "resume":
+                changed = halts.resume_account(conn, holder.number)
+            elif act == "cancel":
+                for number in jobs.unended(conn, holder.number):
+                    moved = jobs.move(conn, number, "cancelled", reason, now)
+                    effects.jobs[number] = ("cancelled", moved.waits)
+                    ended.append(moved)
+                changed = bool(ended)
+            else:
+                raise Refused("refused", "an account can be paused, resumed and cancelled")
+            halted = halts.is_account_halted(conn, holder.number)
+            effects.words[f"a{holder.number}", _EVERYWHERE] = halted
+            if changed:
+                audit.append(conn, now, "operator", f"account-{act}", f"account/{holder.number}", _why(reason), "done")
+            state = "frozen" if holder.is_frozen else "paused" if halted else "active"
+            return Halted(state, changed, tuple(moved.number for moved in ended))
+
+        told: Halted = await self.enforcement.apply(change)
+        for moved in ended:
+            if moved.rows is not None:
+                await self._expanded_job(moved.number, moved.rows)
+        return told
+
+    async def op_halt_domain(self, domain: str, act: str, reason: str = "") -> Halted:
+        """act: pause | resume | cancel."""
+        name, now = parse_domain(domain), self._clock()
+        lane = keyspace.lane_ref(name, self._keyring().lane)
+        state = {"pause": halts.PAUSED, "cancel": halts.CANCELLED, "resume": None}.get(act, "")
+        if state == "":
+            raise Refused("refused", "a domain can be paused, resumed and cancelled")
+
+        def change(conn: Connection, effects: Effects) -> Halted:
+            if state is None:
+                changed = halts.resume_domain(conn, name)
+            else:
+                changed = halts.halt_domain(conn, name, lane, state, reason, now)
+            where = (keyspace.partition_of(name),)
+            for word, stands in halts.words_of_domain(lane, state).items():
+                effects.words[word, where] = stands
+            if changed:  # by its reference: a domain can name a person, and this line is kept for long
+                audit.append(conn, now, "operator", f"domain-{act}", f"domain/{lane}", _why(reason), "done")
+            return Halted(state or "active", changed)
+
+        return cast(Halted, await self.enforcement.apply(change))
 
     async def op_resolve(self, account: int, week: int, rows: list[tuple[bytes, int, str]]) -> list[Resolved]:
         found = await self.store.write(
@@ -188,7 +260,7 @@ class Operations:
             if holder is None:
                 return False
             (accounts.freeze if frozen else accounts.thaw)(conn, name)
-            effects.halts[holder.number] = frozen
+            effects.words[f"a{holder.number}", _EVERYWHERE] = halts.is_account_halted(conn, holder.number)
             act = "account-freeze" if frozen else "account-thaw"
             audit.append(conn, self._clock(), "operator", act, f"account/{holder.number}", "operation", "done")
             return True
@@ -200,6 +272,10 @@ class Operations:
 
     async def op_topic_add(self, account: int, name: str) -> int:
         return await self.store.write(lambda conn: accounts.topic_number(conn, account, name))
+
+
+def _why(reason: str) -> str:
+    return reason[:200] or "operation"
 
 
 def _suppress(conn: Connection, effects: Effects, entries: list[suppression.Entry]) -> int:

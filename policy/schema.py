@@ -138,6 +138,18 @@ domain = _table(
     autoincrement=True,
 )
 
+_c = _Columns("what an operator has halted, until it is resumed", "R3")
+halt = _table(
+    "halt",
+    _c("account", INT, primary_key=True, autoincrement=False),  # 0: a domain
+    _c("domain", TEXT, primary_key=True, personal="a domain of one's own can name its owner"),  # "": an account
+    _c("lane", TEXT, personal="keyed domain reference"),
+    _c("state", TEXT, CheckConstraint("state in ('paused', 'cancelled')", name="state")),
+    _c("reason", TEXT, personal="as the operator gave it"),
+    _c("since", BIG),
+    rowid=False,
+)
+
 _c = _Columns("to carry out the job and to refuse its repetition", "R3")
 job = _table(
     "job",

@@ -5,7 +5,11 @@ write is warned about (promises T0), and the embedded server has ``appendfsync a
 
     connect(url)            a client, bytes in and out
     check_server(client)    refuses or warns; checks schema version and partitions against META, sets them when empty
+    raise_schema(client)    an older schema becomes ours when no host with an older program is at work
     EmbeddedServer          our child: unix socket in a 0700 folder, own session so that Ctrl-C reaches us first
+
+Rolling restart: a program works on every schema from keyspace.OLDEST_SCHEMA to SCHEMA_VERSION and writes what a schema
+brought only once META says it; a newer one is refused, so an old program that starts too late misreads nothing.
 
 The embedded server outlives a killed supervisor on purpose: the queue survives. The next start takes the lock on the
 folder and adopts the running server; while another supervisor lives, the lock refuses.
@@ -23,6 +27,7 @@ import importlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -33,12 +38,20 @@ import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
-from policy import keyspace
+from policy import hosts, keyspace
+from policy.fence import Fence
 from policy.settings import SOCKET_PATH_LIMIT
 
 READY_SECONDS: Final = 120.0  # a large append-only file takes seconds to load (100k entries: 0.5 s)
 STOP_SECONDS: Final = 20.0
 _BINARIES: Final = ("valkey-server", "redis-server")
+
+# seconds idle, seconds between probes, probes; the system's own wait two hours
+_KEEPALIVE: Final = {
+    getattr(socket, name): value
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4))
+    if hasattr(socket, name)
+}
 
 Client = redis.asyncio.Redis
 
@@ -51,14 +64,21 @@ class EmbeddedServerError(Exception):
     """The embedded server cannot be found, started or owned."""
 
 
-def connect(url: str, **options: Any) -> Client:
-    """A client that speaks bytes. Connects at the first command; close it with ``await client.aclose()``."""
+def connect(url: str, fence: Fence | None = None, **options: Any) -> Client:
+    """A client that speaks bytes. Connects at the first command; close it with ``await client.aclose()``.
+
+    fence: asked at every new connection (workers have one; who clears or watches Redis has none)."""
     options.setdefault("decode_responses", False)
-    # No socket_timeout: with one, redis-py 8.1 wraps every command in asyncio.wait_for, which before Python 3.12 can
-    # swallow a cancellation (CPython gh-86296; 6 of 12 instants tried), and costs 2 % of a worker. A server that hangs
-    # is noticed by the heartbeat (nothing new is sent) and by the deadline of whoever asked.
+    if fence is not None:
+        options["redis_connect_func"] = fence.admit
+    # No socket_timeout, and said so, for redis-py 8.1 would take 5 s: with one, it wraps every command in
+    # asyncio.wait_for, which before Python 3.12 can swallow a cancellation (CPython gh-86296; 103 of 148 instants
+    # tried), and costs 2 % of a worker. A server that hangs is noticed by the heartbeat (nothing new is sent) and by
+    # the deadline of whoever asked.
+    options.setdefault("socket_timeout", None)
     if not url.startswith("unix"):
-        options.setdefault("socket_keepalive", True)  # a host that is gone is noticed in the end
+        options.setdefault("socket_keepalive", True)  # a host that is gone without a word is noticed in half a minute
+        options.setdefault("socket_keepalive_options", _KEEPALIVE)
     options.setdefault("socket_connect_timeout", 5.0)
     options.setdefault("max_connections", 64)
     # redis-py's own default waits seconds between tries; an opt-out wants its 503 sooner than that, loops retry anyway
@@ -98,14 +118,54 @@ async def check_server(client: Client) -> list[str]:
 
 
 async def _check_meta(client: Client) -> None:
-    wanted = {"schema": keyspace.SCHEMA_VERSION, "partitions": keyspace.PARTITIONS}
-    for field, value in wanted.items():
-        # HSETNX first: two roles that start together agree on whichever came first
-        await client.hsetnx(keyspace.META, field, str(value))
-        held = await client.hget(keyspace.META, field)
-        if held is None or int(held) != value:
-            text = held.decode("ascii", "replace") if isinstance(held, bytes) else held
-            raise ServerRefused(f"this Redis was initialised with {field} {text}, this program needs {value}")
+    newest, oldest = keyspace.SCHEMA_VERSION, keyspace.OLDEST_SCHEMA
+    schema = await _agreed(client, "schema", newest)
+    if schema > newest:
+        raise ServerRefused(
+            f"this Redis has schema {schema}, written by a newer sales-push; this one understands {newest} at most: "
+            "install the newer version on this host, too"
+        )
+    if schema < oldest:
+        raise ServerRefused(
+            f"this Redis has schema {schema}, this sales-push needs {oldest} at least: run a version in between first, "
+            "until its queue is empty or raised"
+        )
+    partitions = await _agreed(client, "partitions", keyspace.PARTITIONS)
+    if partitions != keyspace.PARTITIONS:
+        raise ServerRefused(
+            f"this Redis was initialised with partitions {partitions}, this program needs {keyspace.PARTITIONS}"
+        )
+
+
+async def _agreed(client: Client, field: str, ours: int) -> int:
+    """What META says. HSETNX first: two roles that start together on an empty Redis agree on whichever came first."""
+    await client.hsetnx(keyspace.META, field, str(ours))
+    held = await client.hget(keyspace.META, field)
+    text = held.decode("ascii", "replace") if isinstance(held, bytes) else str(held)
+    if not (text.isascii() and text.isdigit()):
+        raise ServerRefused(f"this Redis was initialised with {field} {text[:20]!r}, which is no number")
+    return int(text)
+
+
+async def raise_schema(client: Client) -> list[str]:
+    """Raise an older schema to ours, once nobody works who would not understand it: every registered worker does, and
+    no holder of leases is unregistered (programs up to 0.1.0 do not register). The writer asks every few seconds.
+
+    Who stands in the way, by holder; empty when there is nothing to raise any more. Raises RedisError."""
+    held: Any = await client.hget(keyspace.META, "schema")
+    if held is None or int(held) >= keyspace.SCHEMA_VERSION:
+        return []
+    registry = await hosts.read(client)
+    behind = {worker.holder for worker in registry.workers if worker.schema < keyspace.SCHEMA_VERSION}
+    known = {worker.holder for worker in registry.workers}
+    async with client.pipeline(transaction=False) as pipe:
+        for partition in range(keyspace.PARTITIONS):
+            pipe.hkeys(keyspace.holders(partition))
+        for names in await pipe.execute():
+            behind |= {_text(name) for name in names} - known
+    if not behind:
+        await client.hset(keyspace.META, "schema", str(keyspace.SCHEMA_VERSION))
+    return sorted(behind)
 
 
 def _texts(raw: Any) -> dict[str, str]:

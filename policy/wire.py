@@ -33,6 +33,7 @@ OPERATIONS: Final = (
     "resolve", "consents",
     "suppress", "unsuppress", "opt_out", "withdraw", "restrict",
     "account_add", "account_freeze", "list_add", "topic_add",
+    "halt_account", "halt_domain",
 )  # fmt: skip
 
 
@@ -129,6 +130,17 @@ class Resolved(msgspec.Struct, array_like=True, gc=False, frozen=True):
 
     subject: int
     pseudonym: int
+
+
+class Halted(msgspec.Struct, frozen=True):
+    """How an account or domain stands after it was paused, resumed or cancelled: active | paused | frozen | cancelled.
+
+    changed: False when it stood so before; jobs: numbers of those cancelled with their account.
+    """
+
+    state: str
+    changed: bool
+    jobs: tuple[int, ...] = ()
 
 
 def job_aad(what: str, account: str, job_id: str) -> bytes:
@@ -373,6 +385,14 @@ class WriterClient:
     async def account_freeze(self, name: str, frozen: bool) -> bool:
         """False: no such account."""
         return await self._typed(bool, "account_freeze", name=name, frozen=frozen)
+
+    async def halt_account(self, name: str, act: str, reason: str = "") -> Halted:
+        """act: pause | resume | cancel (every open job of it)."""
+        return await self._typed(Halted, "halt_account", name=name, act=act, reason=reason)
+
+    async def halt_domain(self, domain: str, act: str, reason: str = "") -> Halted:
+        """act: pause | resume | cancel (whoever waits there, until it is resumed)."""
+        return await self._typed(Halted, "halt_domain", domain=domain, act=act, reason=reason)
 
     async def list_add(self, account: int, name: str) -> int:
         return await self._typed(int, "list_add", account=account, name=name)

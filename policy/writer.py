@@ -25,7 +25,7 @@ import functools
 import os
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -34,21 +34,25 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from policy import chores, drains, jobs, statuses, suppression
+from policy import chores, cursors, drains, jobs, statuses, suppression
+from policy.crashpoints import reach
 from policy.doorway import Doorway, handlers
+from policy.endings import Endings
 from policy.enforcement import Effects, Enforcement, RedisBehind
-from policy.instants import week_of
-from policy.keys import Keyring, ensure_week
+from policy.keys import Keyring
+from policy.losses import Hooks, Losses
 from policy.operations import Operations
+from policy.restore import Restore, WriterFence
 from policy.schema import open_store, upgrade
 from policy.settings import PolicySettings
 from policy.store import Store
-from policy.valkey import Client, check_server, connect
+from policy.valkey import Client, check_server, connect, raise_schema
 from policy.vitals import Vitals
 
 log = structlog.get_logger()
 
 _CHORE_SECONDS: Final = 1.0
+_IMPATIENT: Final = 0.1
 _MEND_SECONDS: Final = 5.0
 _HOURLY: Final = 3600.0
 _RETRY_SECONDS: Final = 1.0
@@ -75,9 +79,8 @@ class Writer:
         self._loops: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._draining = asyncio.Lock()
-        self._progress = drains.Progress()
         self._cursors: dict[str, str] = {}
-        self._over: set[int] = set()
+        self._untrimmed: dict[str, str] = {}  # committed, perhaps still in Redis: a crash or an outage lay between
         self._counts: defaultdict[str, int] = defaultdict(int)
         self._lag = 0.0
         self.redis: Client
@@ -100,38 +103,50 @@ class Writer:
             self.store = Store(engine)
             undo.push_async_callback(self.store.close)
             await asyncio.to_thread(upgrade, engine)
-            self.redis = connect(settings.redis_address())
-            undo.push_async_callback(self.redis.aclose)
-            for warning in await check_server(self.redis):
+            bare = connect(settings.redis_address(), max_connections=4)
+            undo.push_async_callback(bare.aclose)
+            for warning in await check_server(bare):
                 log.warning("redis", warning=warning)
+            self.redis = connect(settings.redis_address(), WriterFence())
+            undo.push_async_callback(self.redis.aclose)
             self.statuses = statuses.Changes(
                 self.redis, lambda: open_store(settings.sql_address(), writer=False), self._clock
             )
             undo.push_async_callback(self.statuses.close)
             self.store.on_marked = self.statuses.changed
             self._book = drains.EventBook(engine.dialect.name, self.keyring.service)
-            self._cursors = await self.store.write(drains.load_cursors)
-            await self.store.write(self._progress.load)
-            self._over = set(await self.store.write(jobs.lately_over))  # their keys may still be there: a crash between
+            self._cursors = await self.store.write(cursors.load)
+            self._untrimmed = {name: last for name, last in self._cursors.items() if name in drains.STREAMS}
+            self.endings = Endings(self.redis, self.store, self._clock)
+            await self.endings.load()
             self.enforcement = Enforcement(
                 self.store, self.redis, self._clock, lambda: open_store(settings.sql_address(), writer=False)
             )
             self._clearing = chores.IntakeClearing(self.redis, settings.clear_seconds)
-            mended = await self.enforcement.mend()
+            self.restore = Restore(bare, self.redis, self.store, self.enforcement, settings.data_dir, self.drain)
+            self._book.lost = await self.store.write(jobs.with_lost_rows)
+            self.losses = Losses(self.redis, self.store, self._clock, self._hooks())
+            mended = await self.restore.look()
+            await self.restore.open()
+            mended = await self.enforcement.mend() or mended
             self.statuses.changed(await self.store.write(statuses.every_one if mended else statuses.worth_telling))
             operations = Operations(
                 self.store,
                 self.enforcement,
                 self._clock,
                 keyring=lambda: self.keyring,
-                expanded_job=self._expanded_job,
+                expanded_job=self.endings.submitted,
                 statistics=self.statistics,
+                losses=self.losses,
             )
             self.operations = handlers(operations)
             self._doorway = Doorway(settings.writer_socket, self.operations)
             await self._doorway.open()
+            self._bare = bare
             undo.pop_all()
         self._loops = [
+            asyncio.create_task(self._forever(self._watch), name="watch"),
+            asyncio.create_task(self._forever(self._find_losses), name="losses"),
             asyncio.create_task(self._forever(self._drain), name="drain"),
             asyncio.create_task(self._forever(self._chores), name="chores"),
         ]
@@ -147,6 +162,7 @@ class Writer:
         await self.statuses.close()
         await self.store.close()
         await self.redis.aclose()
+        await self._bare.aclose()
         self._release_lock()
 
     def _take_lock(self, path: Path) -> None:
@@ -184,6 +200,41 @@ class Writer:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), wait)
 
+    # --- the run of Redis ---------------------------------------------------------------------------------------
+
+    async def _watch(self) -> float:
+        """A run that nobody has compared yet is compared within a tenth of a second after it answers."""
+        try:
+            if await self.restore.look():
+                self.statuses.changed(await self.store.write(statuses.every_one))
+            is_open = await self.restore.open()
+        except (redis.exceptions.RedisError, OSError):  # the drains say it, once a second
+            return _IMPATIENT
+        return _CHORE_SECONDS if is_open else _IMPATIENT
+
+    async def _find_losses(self) -> float:
+        await self.losses.round(self.restore.until)
+        return _CHORE_SECONDS
+
+    def _hooks(self) -> Hooks:
+        @contextlib.asynccontextmanager
+        async def still() -> AsyncIterator[None]:
+            async with self._draining, self.endings.freeing:  # in this order, as a drain takes them
+                yield
+
+        return Hooks(
+            look=self.restore.look,
+            epoch=lambda: self.restore.epoch,
+            is_open=lambda: self.restore.is_open,
+            drain=self.drain,
+            show=self.enforcement.show_job,
+            closed=self.endings.submitted,
+            over=self.endings.over,
+            resumed=self.endings.resumed,
+            still=still,
+            lost=self._book.lost,
+        )
+
     # --- drains -------------------------------------------------------------------------------------------------
 
     async def drain(self) -> None:
@@ -198,15 +249,24 @@ class Writer:
 
     async def _drain_once(self) -> float:
         before = self._counts["events"]
+        instant = await self.restore.instant()
+        reach("before-drain")
         events = await drains.read_events(self.redis, self._cursors)
         hits = await drains.read_hits(self.redis, self._cursors)
         if not events.last and not hits.last:
             self._lag = 0.0
+            await self._trim()
+            if instant:
+                await self.restore.ledgered(instant)
             return self._settings.drain_interval
+        self.restore.worked()
+        reach("after-drain")
         for part in drains.portions(events.items, self._settings.drain_batch):
+            reach("before-commit")
             recorded = await self.store.write(functools.partial(self._book.record, items=part))
+            reach("after-commit")
             self._book.committed()
-            self._progress.add(recorded.terminal)
+            self.endings.progress.add(recorded.terminal)
             self._cursors.update((stream, identity) for stream, identity, _ in part)
             self._counts["events"] += recorded.events
             self._counts["events_folded"] += recorded.folded
@@ -220,51 +280,52 @@ class Writer:
         self._lag = max(
             0.0, self._clock() / 1e6 - min(int(identity.partition("-")[0]) for identity in last.values()) / 1e3
         )
-        await drains.trim(self.redis, last)
-        await self._finish()
+        self._untrimmed.update(last)
+        await self._trim()
+        await self.endings.finish()
         if events.full or hits.full:
             return 0.0
+        if instant:
+            await self.restore.ledgered(instant)
         many = self._counts["events"] - before >= _MANY
         return self._settings.drain_interval * (_GATHER if many else 1)
 
-    async def _expanded_job(self, number: int, rows: int) -> None:
-        self._progress.submitted(number, rows)
-        await self._finish()
-
-    async def _finish(self) -> None:
-        for number in self._progress.complete():
-            state = await self.store.write(functools.partial(jobs.finish, number=number, now=self._clock()))
-            if self._progress.forget(number):  # False: a call and a drain saw it at once
-                self._over.add(number)
-                self._counts["jobs_done"] += 1
-                log.info("job over", job=number, state=state)
-        for number in list(self._over):
-            await chores.free_job(self.redis, number)
-            self._over.discard(number)
+    async def _trim(self) -> None:
+        if self._untrimmed:
+            reach("before-trim")
+            await drains.trim(self.redis, self._untrimmed)
+            reach("after-trim")
+            self._untrimmed.clear()
 
     # --- chores -------------------------------------------------------------------------------------------------
 
+    _asked = 0
     _mended = 0.0
     _hourly = 0.0
 
     async def _chores(self) -> float:
         now = time.monotonic()
         await self._clearing.look(now)
-        await self._finish()
+        if (asked := sum(self._doorway.calls.values())) != self._asked:
+            self._asked = asked
+            self.restore.worked()
+        await self.restore.beat()
+        await self.endings.finish()
         if self.enforcement.behind or now - self._mended >= _MEND_SECONDS:
             self._mended = now
             if await self.enforcement.mend():
                 self.statuses.changed(await self.store.write(statuses.every_one))
+            if behind := await raise_schema(self.redis):
+                log.info("the schema of redis is older than ours and stays so", older_programs=len(behind))
         self.statuses.changed()  # what Redis did not take before
         for number, rows in await self.store.write(lambda conn: jobs.overdue(conn, self._clock())):
             await self.enforcement.show_job(number, "expired")
-            await self._expanded_job(number, rows)
+            await self.endings.submitted(number, rows)
         if now - self._hourly >= _HOURLY or self._hourly == 0.0:
             self._hourly = now
             await self.enforcement.apply(self._expire)
-            if ensure_week(self._settings.keys_dir, week_of(self._clock())):
-                self.keyring = Keyring.load(self._settings.keys_dir)
-                log.info("keys of a new week made", week=week_of(self._clock()))
+            if await chores.turn_keys(self.store, self._settings.keys_dir, self._clock()):
+                self.keyring = await asyncio.to_thread(Keyring.load, self._settings.keys_dir)
         return _CHORE_SECONDS
 
     def _expire(self, conn: Connection, effects: Effects) -> int:
@@ -281,17 +342,23 @@ class Writer:
                 "events_folded",
                 "hits",
                 "poison",
-                "jobs_done",
                 "redis_errors",
                 "sql_errors",
                 "loop_errors",
             )
         }
+        told["jobs_done"] = float(self.endings.ended)
         told["transactions"] = float(self.store.transactions)
         told["enforced"] = float(self.enforcement.enforced)
         told["enforcement_failures"] = float(self.enforcement.failures)
         told["redis_rebuilds"] = float(self.enforcement.rebuilds)
         told["redis_behind"] = float(self.enforcement.behind)
+        told["redis_restores"] = float(self.restore.restores)
+        told["epoch"] = float(self.restore.epoch)
+        told["leasing_open"] = float(self.restore.is_open)
+        told["jobs_suspected"] = float(self.losses.suspects)
+        told["jobs_lost"] = float(self.losses.lost_jobs)
+        told["recipients_lost"] = float(self.losses.lost_rows)
         told["statuses_behind"] = float(len(self.statuses.waiting))
         told["drain_lag_seconds"] = self._lag
         told["intake_clear_age_seconds"] = self._clearing.age(time.monotonic())

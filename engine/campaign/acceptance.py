@@ -24,11 +24,12 @@ from typing import Any, Final
 import msgspec
 
 from engine.campaign.expand import Terms
-from engine.campaign.job import DEFAULT_LIFE_DAYS, Evidence, Job
+from engine.campaign.job import DEFAULT_LIFE_DAYS, Evidence, Job, window_of
 from engine.campaign.problems import Problem, broken
 from engine.campaign.validation import Reading
 from engine.client import CHUNK_ROWS
 from engine.message import Attachment, Campaign, Program, compile_campaign, contexts, template
+from engine.queue.windows import Timing, Window, opens_in
 from policy.accounts import Account
 from policy.address import parse
 from policy.gate import Mode, strictest
@@ -45,7 +46,7 @@ _STAND_IN: Final = "sender@example.org"  # where the real sender is broken: temp
 
 class Expansion(msgspec.Struct, frozen=True, array_like=True):
     """What expansion must know beside the job's columns. entry: id of the stream entry that brought the job;
-    start: microseconds from which a `rate` counts; columns, required, one_line: see expand.Terms."""
+    start: microseconds from which a `rate` counts; columns, required, one_line, window: see expand.Terms."""
 
     entry: str
     account: str
@@ -59,6 +60,7 @@ class Expansion(msgspec.Struct, frozen=True, array_like=True):
     columns: list[str]
     required: list[str]
     one_line: list[str]
+    window: Window | None = None
 
 
 @dataclass(slots=True)
@@ -139,7 +141,9 @@ def record(found: Review, keyring: Keyring, now_us: int, life: Mapping[str, floa
     assert campaign is not None
     assert program is not None
     send_at = parse_rfc3339(job.send_at) if job.send_at else 0
+    window = window_of(job.window)
     start = max(now_us, send_at)
+    begins = start + round(opens_in(start, window) * SECOND_US)  # 72 hours are counted from when mail may leave
     default = round(life.get(job.kind, DEFAULT_LIFE_DAYS[job.kind] * DAY_US / SECOND_US) * SECOND_US)
     expansion = _expansion(job, campaign, program, entry, start)
 
@@ -165,7 +169,7 @@ def record(found: Review, keyring: Keyring, now_us: int, life: Mapping[str, floa
         opens_mode=int(Mode[job.tracking.opens.upper()]),
         clicks_mode=int(Mode[job.tracking.clicks.upper()]),
         send_at=send_at,
-        expires_at=parse_rfc3339(job.expires_at) if job.expires_at else start + default,
+        expires_at=parse_rfc3339(job.expires_at) if job.expires_at else begins + default,
         chunks_expected=expansion.chunks,
         links=tuple(program.links),
         view=program.view_html,
@@ -192,23 +196,20 @@ def _expansion(job: Job, campaign: Campaign, program: Program, entry: str, start
         columns=sorted(columns - set(contexts.PROVIDED)),
         required=sorted(program.required),
         one_line=sorted(template.names_used(campaign.subject) - set(contexts.PROVIDED)),
+        window=window_of(job.window),
     )
 
 
 def stored(campaign: Campaign, expansion: Expansion) -> bytes:
-    """A Campaign in msgpack with one field more; whoever decodes a Campaign does not see it."""
+    """A Campaign in msgpack with two fields more, `expansion` and what delivery reads as `Timing`; whoever decodes a
+    Campaign sees neither."""
     plain = msgspec.msgpack.decode(msgspec.msgpack.encode(campaign))
-    if isinstance(plain, dict):
-        plain["expansion"] = expansion
-    else:
-        plain.append(expansion)
-    return msgspec.msgpack.encode(plain)
+    return msgspec.msgpack.encode({**plain, **msgspec.structs.asdict(Timing(expansion.window)), "expansion": expansion})
 
 
 def opened(payload: bytes) -> tuple[Campaign, Expansion]:
     """The other end of `stored`."""
-    plain = msgspec.msgpack.decode(payload)
-    raw = plain["expansion"] if isinstance(plain, dict) else plain[-1]
+    raw = msgspec.msgpack.decode(payload)["expansion"]
     return msgspec.msgpack.decode(payload, type=Campaign), msgspec.convert(raw, Expansion)
 
 
@@ -237,6 +238,7 @@ def terms(job: JobPayload, keyring: Keyring) -> tuple[Terms, Expansion]:
             columns=frozenset(expansion.columns),
             required=frozenset(expansion.required),
             one_line=frozenset(expansion.one_line),
+            window=expansion.window,
         ),
         expansion,
     )

@@ -7,6 +7,7 @@ Laws:
 
     `take`      parked ones whose time has come, those of the dead (XAUTOCLAIM), new ones (XREADGROUP)
     `park`      later: twice as late each time, five seconds at most
+    `inherit`   what dead workers of our place held is ours at once
     `finish`    done · `put_away`: done, with a copy elsewhere · `drop_claim`: left to be claimed again
 
 Known limits: an entry held for longer than `claim_idle` is claimed by a second worker, who does the same again to no
@@ -15,7 +16,7 @@ effect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -23,10 +24,15 @@ from redis.exceptions import ResponseError
 
 from engine.campaign.problems import Problem
 from engine.campaign.validation import Reading
+from engine.queue.scripts import Call, Scripts
 from policy import keyspace
+from policy.crashpoints import reach
 from policy.valkey import Client
 
 MOST_PARKED: Final = 256
+CLAIM_IDLE: Final = 60.0  # s; a worker that is known to be dead is not waited for (`inherit`)
+SCANS: Final = 200  # calls of XAUTOCLAIM in a row that brought nothing, before new entries are looked at
+BURY: Final = 10  # times claim_idle
 _LONGEST_PAUSE: Final = 5.0
 
 
@@ -85,7 +91,7 @@ class Limits:
     claim: int = 8
     together: int = 3
     deliveries: int = 5
-    claim_idle: float = 60.0
+    claim_idle: float = CLAIM_IDLE
     message_bytes: int = 10 * 1024 * 1024
 
 
@@ -106,6 +112,10 @@ class Claims:
     parked: dict[str, _Parked] = field(default_factory=dict)
     _cursor: str = "0-0"
     _next_claim: float = 0.0
+    _scripts: Scripts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._scripts = Scripts(self.redis)
 
     async def prepare(self) -> None:
         """The consumer group; there already is as good as made."""
@@ -115,13 +125,32 @@ class Claims:
             if "BUSYGROUP" not in str(error):
                 raise
 
+    async def leave(self) -> None:
+        """A clean goodbye, also on behalf of the dead. What is still ours is old at once, so that the next who looks
+        takes it over; with nothing left the group forgets our name (and would forget what it was just given)."""
+        try:
+            pending = await self.redis.xpending_range(
+                keyspace.INTAKE, keyspace.INTAKE_GROUP, min="-", max="+", count=10_000, consumername=self.consumer
+            )
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            return  # nobody has ever read here
+        if pending:
+            await self.redis.xclaim(
+                keyspace.INTAKE, keyspace.INTAKE_GROUP, self.consumer, 0, [entry["message_id"] for entry in pending],
+                idle=round(self.limits.claim_idle * 1000), justid=True,
+            )  # fmt: skip
+        else:
+            await self.redis.xgroup_delconsumer(keyspace.INTAKE, keyspace.INTAKE_GROUP, self.consumer)
+
     async def take(self, block: float) -> list[Entry]:
         """At most `limits.claim` entries. block: seconds to wait for new ones when there are no others."""
         entries = await self.due()
         entries += await self.of_the_silent(self.limits.claim - len(entries))
         room = self.limits.claim - len(entries)
         if room > 0 and len(self.parked) < MOST_PARKED:
-            entries += await self.new(room, 0.0 if entries else self._patience(block))
+            entries += await self.new(room, 0.0 if entries or self._cursor != "0-0" else self._patience(block))
         return entries
 
     def _patience(self, block: float) -> float:
@@ -143,18 +172,32 @@ class Claims:
             return []
         await self.keep_parked()
         idle = round(self.limits.claim_idle * 1000)
-        told = await self.redis.xautoclaim(
-            keyspace.INTAKE, keyspace.INTAKE_GROUP, self.consumer, idle, start_id=self._cursor, count=room
-        )
-        self._cursor = _text(told[0])
-        if self._cursor == "0-0":
-            self._next_claim = now + self.limits.claim_idle / 4
+        for _ in range(SCANS):
+            # Ten times `count` entries are looked at, and no answer may mean only that these are not old enough, or were
+            # trimmed: a hundred thousand of them stand before the next that is somebody's.
+            told = await self.redis.xautoclaim(
+                keyspace.INTAKE, keyspace.INTAKE_GROUP, self.consumer, idle, start_id=self._cursor, count=room
+            )
+            self._cursor = _text(told[0])
+            if self._cursor == "0-0":
+                self._next_claim = now + self.limits.claim_idle / 4
+                await self.bury()
+                break
+            if told[1]:
+                break
         claimed: list[Entry] = []
         for entry_id, fields in told[1]:
             name = _text(entry_id)
             if fields is not None and name not in self.parked:
                 claimed.append(Entry(name, fields, await self._deliveries(name)))
         return claimed
+
+    async def bury(self) -> None:
+        """Every life of a worker reads under a name of its own: names of the dead with nothing pending are forgotten."""
+        idle = round(BURY * self.limits.claim_idle * 1000)
+        [told] = await self._scripts.run([Call("bury", keyspace.INTAKE, (keyspace.INTAKE_GROUP, idle))])
+        if isinstance(told, Exception):
+            raise told
 
     async def _deliveries(self, entry_id: str) -> int:
         pending = await self.redis.xpending_range(
@@ -218,8 +261,19 @@ class Claims:
                 pipe.xadd(stream, fields, maxlen=kept, approximate=True)
             pipe.xack(keyspace.INTAKE, keyspace.INTAKE_GROUP, entry.id)
             pipe.xdel(keyspace.INTAKE, entry.id)
+            reach("before-acknowledge")
             await pipe.execute()
+            reach("after-acknowledge")
         self.parked.pop(entry.id, None)
+
+
+async def inherit(redis: Client, heir: str, dead: Sequence[str], idle: float = CLAIM_IDLE) -> None:
+    """What workers that are known to be dead held in the intake is the heir's at once: nobody waits `claim_idle` for
+    it, and the group forgets their names. Raises RedisError."""
+    arguments = [(keyspace.INTAKE_GROUP, name, heir, round(idle * 1000)) for name in dead]
+    for answer in await Scripts(redis).run([Call("inherit", keyspace.INTAKE, words) for words in arguments]):
+        if isinstance(answer, Exception) and "NOGROUP" not in str(answer):
+            raise answer
 
 
 def _streams(told: Any) -> Any:

@@ -26,8 +26,8 @@ entries may run a little faster at its end. Rows of one domain with different se
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, TypeAlias, cast
@@ -38,6 +38,7 @@ from engine.campaign.job import Evidence, Recipient
 from engine.client import CHUNK_ROWS
 from engine.queue.lanes import FactsRequest, JobState, PutRequest
 from engine.queue.slices import FLAG_PRIORITY, FLAG_RESEND, Contents, Row, build, cut_rows
+from engine.queue.windows import Window, after, opens_in
 from policy import keyspace
 from policy.address import AddressError, domain_tag, mref_of, normalise, parse, tag_of
 from policy.events import Batch, Event, Kind, Reason, encode_batch
@@ -61,7 +62,8 @@ class Terms:
 
     due: microseconds before which nothing is sent (0: at once); rate: messages a second, 0 for no limit; buckets: see
     FactsRequest; columns: the fields templates name, required: those without a default, one_line: those that end in a
-    header; opens, clicks: strictest of account and campaign; fate: what becomes of rows of a job that was stopped.
+    header; opens, clicks: strictest of account and campaign; window: hours in which its mail may leave; fate: what
+    becomes of rows of a job that was stopped.
     """
 
     job: int
@@ -82,6 +84,7 @@ class Terms:
     columns: frozenset[str] = frozenset()
     required: frozenset[str] = frozenset()
     one_line: frozenset[str] = frozenset()
+    window: Window | None = None
     fate: Kind | None = None
 
     @property
@@ -270,6 +273,27 @@ def decide(
     return permitted
 
 
+def spare(
+    prepared: Prepared, permitted: Sequence[Person], ended: Container[int], repeated: Mapping[int, int]
+) -> list[Person]:
+    """What is left of a chunk that is expanded anew because Redis came back older (T12): who has reached an end by the
+    ledger is neither put nor refused again. ended: mrefs; repeated: how many further rows of this chunk the ledger has
+    for an mref: so many repetitions of it are not told again."""
+    left = [person for person in permitted if person.mref not in ended]
+    for people in prepared.people.values():
+        people[:] = [person for person in people if person.mref not in ended]
+    told = Counter(repeated)
+    for place, events in prepared.events.items():
+        fresh = []
+        for event in events:
+            if event.reason == Reason.DUPLICATE and told[event.mref] > 0:
+                told[event.mref] -= 1
+            elif event.reason == Reason.DUPLICATE or event.mref not in ended:
+                fresh.append(event)
+        prepared.events[place] = fresh
+    return left
+
+
 def _agreed(person: Person, purpose: str, standing: Standing) -> bool:
     """Consent holds when the latest word was yes: the job's evidence or the ledger's, against the ledger's no."""
     own = person.given.get(purpose, 0)
@@ -300,18 +324,20 @@ def shares(terms: Terms, keyring: Keyring, prepared: Prepared) -> list[PutReques
     """Everything this chunk leaves in the queue: one share a partition it touches."""
     batches: dict[int, list[bytes]] = defaultdict(list)
     for (partition, domain), events in prepared.events.items():
+        if not events:
+            continue
         # one batch a chunk and domain: the ledger tells duplicates apart by their place in it
         batches[partition].append(encode_batch(Batch(terms.job, domain, events, prepared.chunk)))
     return [
         PutRequest(
             partition, terms.job, prepared.chunk, terms.state,
-            _slices(terms, keyring, prepared.people.get(partition, [])), batches.get(partition, ()),
+            _slices(terms, keyring, prepared.people.get(partition, []), prepared.at), batches.get(partition, ()),
         )
         for partition in prepared.partitions
     ]  # fmt: skip
 
 
-def _slices(terms: Terms, keyring: Keyring, people: Sequence[Person]) -> list[tuple[int, bytes]]:
+def _slices(terms: Terms, keyring: Keyring, people: Sequence[Person], now_us: int) -> list[tuple[int, bytes]]:
     groups: dict[tuple[str, tuple[str, ...], int], list[Person]] = defaultdict(list)
     rate = terms.rate
     for person in people:
@@ -327,11 +353,13 @@ def _slices(terms: Terms, keyring: Keyring, people: Sequence[Person]) -> list[tu
         for start, end in cut_rows(rows):
             contents = Contents(domain, list(columns), rows[start:end])
             data = build(key, key_id, terms.job, partition, lane, contents, expires_at=terms.expires_at, flags=flags)
-            made.append((_due(terms, members[start]), data))
+            made.append((_due(terms, members[start], now_us), data))
     return made
 
 
-def _due(terms: Terms, person: Person) -> int:
-    if not terms.rate:
-        return terms.due
-    return terms.due + round(person.place / terms.rate * SECOND_US)
+def _due(terms: Terms, person: Person, now_us: int) -> int:
+    """When somebody may be written to first, 0 for now. A rate counts the hours in which the window is open."""
+    if terms.rate:
+        return after(terms.due, person.place / terms.rate, terms.window, max(terms.due, terms.expires_at))
+    wait = opens_in(max(terms.due, now_us), terms.window)
+    return max(terms.due, now_us) + round(wait * SECOND_US) if wait else terms.due

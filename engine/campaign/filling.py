@@ -31,12 +31,14 @@ from sqlalchemy import Connection, Engine
 
 from engine import client
 from engine.campaign import acceptance, expand, standing
-from engine.campaign.claims import Counts, Refused
+from engine.campaign.claims import Counts, Later, Refused
 from engine.campaign.job import Recipient
 from engine.campaign.problems import Problem
 from engine.campaign.validation import read_row
+from engine.queue.epoch import Epoch
 from engine.queue.lanes import Lanes, PutRequest
 from policy import keyspace
+from policy.crashpoints import reach
 from policy.events import Kind
 from policy.instants import HOUR_US, week_of
 from policy.keys import Keyring, seal
@@ -68,6 +70,7 @@ class Filling:
     monotonic: Callable[[], float]
     counts: Counts
     together: int
+    epoch: Epoch | None = None
     _known: OrderedDict[int, tuple[expand.Terms, acceptance.Expansion]] = field(default_factory=OrderedDict)
     _slots: asyncio.Semaphore = field(init=False)
     _reader: Reader = field(init=False)
@@ -88,6 +91,8 @@ class Filling:
         self, job: int, number: int, digest: bytes, rows: Sequence[Recipient | None], data: bytes | None = None
     ) -> None:
         """One entry of the audience, whole: registered, expanded (or held), marked."""
+        self._hold_off()
+        reach("before-register")
         try:
             told = await self.writer.chunk(job, number, digest, len(rows))
         except WireError as error:
@@ -95,12 +100,13 @@ class Filling:
                 raise
             self.counts.dropped += 1
             return
+        reach("after-register")
         if told == "conflict":
             await self.stop(job, f"audience entry {number} came twice with different contents")
             raise Refused(Problem("$", "this number came before with other contents: the job is stopped"))
         at = await self.ask(lambda conn: standing.job_standing(conn, job))
         terms, expansion = await self.terms(job, at.state if at else "")
-        if terms.due > self.clock() + HOLD_US:
+        if terms.due > self.clock() + HOLD_US and terms.fate is None:
             await self._hold(job, number, data if data is not None else _ndjson(rows))
             return
         if expansion.wait:
@@ -121,6 +127,7 @@ class Filling:
 
     async def _expand(self, terms: expand.Terms, chunk: int, rows: Sequence[Recipient | None], first: int) -> None:
         async with self._slots:
+            self._hold_off()
             keyring, now = self.keyring(), self.clock()
             prepared = expand.prepare(terms, keyring, chunk, rows, first, now)
             permitted: list[expand.Person] = []
@@ -134,13 +141,37 @@ class Filling:
                 )
                 facts = {question.partition: answer for question, answer in zip(questions, answers, strict=True)}
                 permitted = expand.decide(terms, prepared, facts, known, asked_at)
+            if self.epoch is not None and self.epoch.suspects(terms.job):
+                permitted = await self._spared(terms.job, prepared, permitted)
+            if permitted:
                 expand.number(permitted, await self._resolve(terms.account, permitted, now))
                 lines = expand.evidence(permitted, known)
                 if lines:
                     await self.writer.consents(terms.account, lines)
+            reach("before-put")
             await self.lanes.put(expand.shares(terms, keyring, prepared))
+            reach("after-put")
             self.counts.rows += len(rows)
             self.counts.refused += len(rows) - len(permitted)
+
+    def _hold_off(self) -> None:
+        """Nothing is put on lanes of a store that is not open for it (T12)."""
+        if self.epoch is not None and not self.epoch.is_open:
+            raise Later
+
+    def is_forgotten(self, at: standing.JobStanding) -> bool:
+        """Whether entries of this job are expanded even if all of them were before: the store may have forgotten it.
+        Chunks that it knows are passed over there, people of whom the ledger has an end here."""
+        return self.epoch is not None and self.epoch.suspects(at.number) and at.done_at is None
+
+    async def _spared(
+        self, job: int, prepared: expand.Prepared, permitted: Sequence[expand.Person]
+    ) -> list[expand.Person]:
+        """Without those of whom the ledger has an end: the store may have forgotten that they were put (T12)."""
+        mrefs = [person.mref for person in permitted]
+        mrefs += [event.mref for events in prepared.events.values() for event in events]
+        ended, repeated = await self.ask(lambda conn: standing.accounted(conn, job, prepared.chunk, mrefs))
+        return expand.spare(prepared, permitted, ended, repeated)
 
     async def _resolve(self, account: int, people: Sequence[expand.Person], now: int) -> list[Resolved]:
         if not people:
@@ -152,7 +183,9 @@ class Filling:
         """Mark the entry in the job's home partition; with the last mark the job is expanded."""
         home = terms.job % keyspace.PARTITIONS
         mark = PutRequest(home, terms.job, number * expand.CHUNKS_AN_ENTRY + _MARK, terms.state, ())
+        reach("before-mark")
         await self.lanes.put([mark])
+        reach("after-mark")
         marks = cast(bytes, await self.redis.get(keyspace.chunks_put(home, terms.job)) or b"")
         # bit 63 of every eight bytes is the mark of an entry
         if sum(byte & 1 for byte in marks[7::8]) < expansion.chunks:

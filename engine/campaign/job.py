@@ -15,7 +15,10 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct, field
 
+from engine.queue.windows import Window
+
 VERSION: Final = 1
+DAYS: Final[tuple[Day, ...]] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 MOST_BYTES: Final = 24 * 1024 * 1024  # of a job entry: the writer's frame is 32 MiB
 MOST_INLINE: Final = 10_000
 MOST_CHUNKS: Final = 65_536
@@ -40,6 +43,7 @@ def _text(description: str, most: int, least: int = 0, check: str = "", example:
 
 
 Purpose: TypeAlias = Literal["mail_marketing", "open_tracking", "click_tracking", "doe"]
+Day: TypeAlias = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 TrackingMode: TypeAlias = Literal["off", "aggregate", "deliverability", "individual"]
 Instant: TypeAlias = Annotated[
     str, _text("RFC 3339 date-time with offset", 40, 1, "instant", example="2026-11-22T19:44:00Z")
@@ -59,6 +63,8 @@ Fields: TypeAlias = Annotated[
 ]
 
 
+_CLOCK: Final = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
+_CLOSING: Final = r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$"
 _NAME: Final = r"^([A-Za-z0-9][A-Za-z0-9._ -]*)?$"
 
 
@@ -123,6 +129,23 @@ class Attachment(Struct, forbid_unknown_fields=True, frozen=True):
     cid: Annotated[str, _text("Content-ID of an inline image", 100, check="line", pattern=r"^[A-Za-z0-9._@-]*$")] = ""
 
 
+class Hours(Struct, forbid_unknown_fields=True, frozen=True):
+    """The hours in which mail of the job may leave, by the clock on the wall of a place."""
+
+    from_: Annotated[str, _text("Open from, HH:MM", 5, 5, pattern=_CLOCK, example="08:00")] = field(name="from")
+    to: Annotated[
+        str,
+        _text(
+            "Closed from, HH:MM up to 24:00; not after `from`: on the next day", 5, 5, pattern=_CLOSING, example="20:00"
+        ),
+    ]
+    zone: Annotated[str, _text("Time zone, an IANA name", 64, 1, "zone", example="Europe/Berlin")]
+    days: Annotated[
+        list[Day],
+        Meta(description="Days on which it opens; every day when absent", min_length=1, max_length=7),
+    ] = field(default_factory=lambda: [*DAYS])
+
+
 class Job(Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A campaign or a transactional mailing, as producers hand it in."""
 
@@ -159,6 +182,9 @@ class Job(Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
             "Not after, RFC 3339; at most 7 days after send_at, default 3 (campaign) or 5", 40, check="instant-or-empty"
         ),
     ] = ""
+    window: Annotated[
+        Hours | None, Meta(description="Send only in these hours; what is not sent when they end goes on the next day")
+    ] = None
     rate: Annotated[
         float, Meta(description="Messages per second at most, 0: no limit of yours", ge=0, le=1_000_000)
     ] = 0.0
@@ -178,6 +204,14 @@ class Job(Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     ) = None
     audience: Audience | None = None
     attachments: Annotated[list[Attachment], Meta(max_length=20)] = []  # fmt: skip
+
+
+def window_of(hours: Hours | None) -> Window | None:
+    """The window in the words of the queue."""
+    if hours is None:
+        return None
+    opens, closes = (int(clock[:2]) * 60 + int(clock[3:]) for clock in (hours.from_, hours.to))
+    return Window(opens, closes, hours.zone, sum(1 << DAYS.index(day) for day in set(hours.days)))
 
 
 def schema() -> dict[str, Any]:

@@ -6,29 +6,40 @@ Known limits: an answer is of the moment it was given; what must hold when mail 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, or_, select
 
-from policy.schema import account, consent, job, job_chunk, subject
+from policy.drains import places_of
+from policy.ledger import terminal_of
+from policy.schema import account, consent, history, job, job_chunk, subject
 
 _MANY = 500  # values an IN list
+_STANDING = (job.c.number, job.c.state, job.c.rows_submitted, job.c.chunks_expected, job.c.done_at)
 
 
 @dataclass(frozen=True, slots=True)
 class JobStanding:
-    """Where a job stands. rows_submitted: None until every chunk is in the lanes."""
+    """Where a job stands. rows_submitted: None until every chunk is in the lanes; done_at: its last row has ended."""
 
     number: int
     state: str
     rows_submitted: int | None
     chunks_expected: int
+    done_at: int | None
+
+    @property
+    def is_filled(self) -> bool:
+        """Nothing of it need be expanded any more. A cancelled job knows its rows at once, and those of them that were
+        registered and not expanded still need somebody who writes their end."""
+        return self.rows_submitted is not None and (self.state != "cancelled" or self.done_at is not None)
 
 
 def find_job(conn: Connection, account_name: str, job_id: str) -> JobStanding | None:
     """The job of that name; account_name "" takes the latest job of any account that is called so."""
-    asked = select(job.c.number, job.c.state, job.c.rows_submitted, job.c.chunks_expected).where(job.c.job_id == job_id)
+    asked = select(*_STANDING).where(job.c.job_id == job_id)
     if account_name:
         asked = asked.join(account, account.c.number == job.c.account).where(account.c.name == account_name)
     row = conn.execute(asked.order_by(job.c.number.desc()).limit(1)).one_or_none()
@@ -36,8 +47,7 @@ def find_job(conn: Connection, account_name: str, job_id: str) -> JobStanding | 
 
 
 def job_standing(conn: Connection, number: int) -> JobStanding | None:
-    asked = select(job.c.number, job.c.state, job.c.rows_submitted, job.c.chunks_expected)
-    row = conn.execute(asked.where(job.c.number == number)).one_or_none()
+    row = conn.execute(select(*_STANDING).where(job.c.number == number)).one_or_none()
     return None if row is None else JobStanding(*row)
 
 
@@ -50,14 +60,37 @@ def chunks_known(conn: Connection, number: int) -> tuple[int, int]:
 
 
 def held_jobs(conn: Connection, until_us: int) -> list[int]:
-    """Jobs whose start is no later than `until_us` and whose chunks are not all in the lanes."""
-    asked = select(job.c.number).where(
-        job.c.state.in_(("accepted", "expanding", "paused")),
-        job.c.rows_submitted.is_(None),
-        job.c.send_at.is_not(None),
-        job.c.send_at <= until_us,
+    """Jobs whose start is no later than `until_us` and whose chunks are not all in the lanes; and scheduled jobs that
+    were cancelled, whatever their start: their rows end now."""
+    waiting = (
+        job.c.state.in_(("accepted", "expanding", "paused"))
+        & job.c.rows_submitted.is_(None)
+        & (job.c.send_at <= until_us)
     )
+    cancelled = (job.c.state == "cancelled") & job.c.done_at.is_(None)
+    asked = select(job.c.number).where(job.c.send_at.is_not(None), waiting | cancelled)
     return [int(number) for number in conn.scalars(asked)]
+
+
+def accounted(conn: Connection, number: int, chunk: int, mrefs: Sequence[int]) -> tuple[set[int], Counter[int]]:
+    """What the ledger has of rows that are expanded anew, because Redis came back older (T12): references that
+    reached a terminal state, and how many further rows of this chunk ended as repetitions of each."""
+    known = terminal_of(conn, number, mrefs)
+    repeated: Counter[int] = Counter()
+    lowest, highest = places_of(chunk)
+    for start in range(0, len(mrefs), _MANY):
+        asked = (
+            select(history.c.mref, func.count())
+            .where(
+                history.c.job == number,
+                history.c.mref.in_(list(mrefs[start : start + _MANY])),
+                history.c.attempt.between(lowest, highest),
+            )
+            .group_by(history.c.mref)
+        )
+        for mref, n in conn.execute(asked):
+            repeated[mref] += int(n)
+    return known, repeated
 
 
 def consents(

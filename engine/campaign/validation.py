@@ -18,6 +18,7 @@ recipients one by one when they are expanded.
 from __future__ import annotations
 
 import binascii
+import difflib
 import json
 import re
 from dataclasses import dataclass, field
@@ -30,9 +31,10 @@ from engine.campaign.canonical import hash_of
 from engine.campaign.job import Job, Recipient
 from engine.campaign.problems import Check, Problem, broken, examine, shown
 from engine.campaign.strict import parse
+from engine.queue import windows
 from policy.address import AddressError
 from policy.address import parse as parse_address
-from policy.instants import DAY_US, HOUR_US, parse_rfc3339
+from policy.instants import DAY_US, HOUR_US, SECOND_US, parse_rfc3339
 
 # S-13; faults.md 3.6: written by us, trusted by receivers when we did not write them, or receipts that would track
 RESERVED: Final = frozenset(
@@ -113,6 +115,18 @@ def _filename(value: str) -> tuple[str, str] | None:
     return None
 
 
+def _zone(value: str) -> tuple[str, str] | None:
+    known = windows.zones()
+    if value in known:
+        return None
+    spelled = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(value.strip().replace(" ", "_").lower(), spelled, n=1, cutoff=0.6)
+    cities = {name.rpartition("/")[2]: name for name in sorted(spelled)}
+    close = close or difflib.get_close_matches(value.strip().replace(" ", "_").lower(), cities, n=1, cutoff=0.8)
+    hint = f"did you mean {spelled[cities.get(close[0], close[0])]!r}?" if close else "an IANA name: 'Europe/Berlin'"
+    return "is not a time zone that is known here", hint
+
+
 CHECKS: Final[dict[str, Check]] = {
     "line": _line,
     "body": _body,
@@ -124,6 +138,7 @@ CHECKS: Final[dict[str, Check]] = {
     "header": _header,
     "base64": _base64,
     "filename": _filename,
+    "zone": _zone,
 }
 
 
@@ -242,6 +257,7 @@ def judge(tree: dict[str, Any], now_us: int) -> list[Problem]:
     _judge_contents(tree, found)
     _judge_law(tree, found)
     _judge_times(tree, now_us, found)
+    _judge_window(tree, found)
     _judge_headers(tree, found)
     _judge_files(tree, found)
     return found
@@ -309,6 +325,7 @@ def _judge_times(tree: dict[str, Any], now_us: int, found: list[Problem]) -> Non
     if expires is None:
         return
     start = max(now_us, send or 0)
+    window = _window(tree.get("window"))
     if expires <= now_us:
         found.append(Problem("$.expires_at", "is in the past", "leave it out for the default"))
     elif send is not None and expires <= send:
@@ -317,6 +334,30 @@ def _judge_times(tree: dict[str, Any], now_us: int, found: list[Problem]) -> Non
         found.append(
             Problem("$.expires_at", f"is more than {contract.LONGEST_LIFE_DAYS} days after the start", "choose less")
         )
+    elif window is not None and start + windows.opens_in(start, window) * SECOND_US >= expires:
+        found.append(
+            Problem("$.window", "does not open before expires_at: nothing would be sent", "widen it, or expire later")
+        )
+
+
+def _window(value: Any) -> windows.Window | None:
+    try:
+        return contract.window_of(msgspec.convert(value, contract.Hours)) if value is not None else None
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def _judge_window(tree: dict[str, Any], found: list[Problem]) -> None:
+    window = tree.get("window")
+    if not isinstance(window, dict):
+        return
+    opens = window.get("from")
+    if isinstance(opens, str) and opens and opens == window.get("to"):
+        whole = 'leave the window out, or write "00:00" to "24:00" for whole days'
+        found.append(Problem("$.window.to", "is the hour at which it opens: is it open always, or never?", whole))
+    days = window.get("days")
+    if isinstance(days, list) and any(days.count(day) > 1 for day in days[:7] if isinstance(day, str)):
+        found.append(Problem("$.window.days", "names a day twice", "keep one"))
 
 
 def _judge_headers(tree: dict[str, Any], found: list[Problem]) -> None:

@@ -9,7 +9,7 @@ Exit codes, for every command: 0 done, 1 not found or failed, 2 wrong usage or c
 is one clear line per mistake on stderr; a traceback is a bug of ours.
 
 Rooms: `install` (init: folder, keys, database, first file), `records` (the DNS records to publish, pure), `reference`
-(docs/configuration.md).
+(docs/configuration.md), `hosts` (list, let rest, declare dead).
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ _MENDABLE: dict[tuple[str, str], tuple[int, str]] = {
     ("engine.settings", "KeyFileError"): (2, ""),
     ("engine.supervisor", "AlreadyRunning"): (1, ""),
     ("engine.cli.install", "InstallError"): (1, ""),
+    ("policy.fence", "RunNotCleared"): (
+        1,
+        "Redis has not been compared with the database since it started: is `sales-push up` running?",
+    ),
     ("redis.exceptions", "ConnectionError"): (1, "Redis does not answer: is `sales-push up` running?"),
 }
 
@@ -200,13 +204,14 @@ def _ordered(names: Iterable[str]) -> list[str]:
 def assembled() -> typer.Typer:
     """The whole tree: apps by entry point, and the engine's rooms that bring commands of their own."""
     from engine.campaign.commands import campaign_commands
+    from engine.cli.hosts import host_commands
     from engine.rehearsal.commands import rehearsal_commands
 
     found = {entry.name: entry for entry in entry_points(group=COMMANDS)}
     if not found:
         raise SystemExit("sales-push is not installed, so its commands cannot be found: run `make .venv/dev`")
     apps = [found[name].load() for name in _ordered(found)]
-    return merged([*apps, campaign_commands, rehearsal_commands])
+    return merged([*apps, campaign_commands, rehearsal_commands, host_commands])
 
 
 def merged(apps: Iterable[typer.Typer]) -> typer.Typer:

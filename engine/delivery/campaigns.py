@@ -30,6 +30,7 @@ from engine.message import (
     person,
     sign_batch,
 )
+from engine.queue.windows import Timing, Window, opens_in
 from engine.settings import DkimFiles
 from policy.gate import Mode, Permit
 from policy.keys import Keyring, SealError, open_sealed
@@ -72,6 +73,11 @@ class Loaded:
     signers: Sequence[OpenSSLSigner]
     links: Links | None
     return_path: ReturnPaths | None
+    window: Window | None = None
+
+    def opens_in(self, now_us: int) -> float:
+        """Seconds until its mail may leave, 0.0 when it may now."""
+        return opens_in(now_us, self.window) if self.window is not None else 0.0
 
     def compose(
         self, pairs: Sequence[tuple[Permit, Letter]]
@@ -153,6 +159,23 @@ class Campaigns:
             self._loaded.pop(number, None)
             raise
 
+    def resends(self, number: int) -> bool:
+        """Whether the job tries again who is in doubt (T8). Blocking: ask in a thread."""
+        row = self._reader.job_payload(number)
+        return row is not None and row.in_doubt == "resend"
+
+    async def job_key(self, number: int) -> bytes | None:
+        """What a job's recipients are named by, where nothing is to be composed; None as in `get`, but the signing keys
+        need not be here."""
+        row = await asyncio.to_thread(self._reader.job_payload, number)
+        if row is None or row.job_key is None:
+            return None
+        try:
+            return open_sealed(self._keyring().service, row.job_key, job_aad("key", row.account, row.job_id))
+        except SealError:
+            log.critical("a job's key does not open", extra={"job": number})
+            return None
+
     async def _load(self, number: int) -> Loaded | None:
         row = await asyncio.to_thread(self._reader.job_payload, number)
         if row is None or row.payload is None or row.job_key is None:
@@ -162,12 +185,15 @@ class Campaigns:
             payload = open_sealed(keyring.service, row.payload, job_aad("payload", row.account, row.job_id))
             job_key = open_sealed(keyring.service, row.job_key, job_aad("key", row.account, row.job_id))
             campaign = msgspec.msgpack.decode(payload, type=Campaign)
+            window = msgspec.msgpack.decode(payload, type=Timing).window
         except (SealError, msgspec.DecodeError) as error:
             log.critical("a job does not open", extra={"job": number, "fault": type(error).__name__})
             return None
-        return self._ready(row, campaign, job_key, keyring)
+        return self._ready(row, campaign, window, job_key, keyring)
 
-    def _ready(self, row: JobPayload, campaign: Campaign, job_key: bytes, keyring: Keyring) -> Loaded | None:
+    def _ready(
+        self, row: JobPayload, campaign: Campaign, window: Window | None, job_key: bytes, keyring: Keyring
+    ) -> Loaded | None:
         links = Links(keyring.token, keyring.token_id, self._public_url)
         # Only now does the job have a number, and its public pages with it.
         campaign = replace(campaign, view_url=links.view_url(row.number), notice_url=links.notice_url(row.number))
@@ -184,4 +210,5 @@ class Campaigns:
             signers,
             links,
             ReturnPaths(keyring.return_path, keyring.return_path_id, self._bounce_domain),
+            window,
         )

@@ -39,6 +39,7 @@ class Conclusions:
     ) -> None:
         self.settling = settling
         self.counts: dict[str, int] = {}
+        self.slices_lost = 0
         self._keyring = keyring
         self._retry = retry
         self._nothing = nothing
@@ -52,11 +53,9 @@ class Conclusions:
         kind = outcome.kind
         delay: float | None = None
         if kind is Kind.DEFERRED:
-            delay = self._next(hand, outcome.reason, in_doubt=outcome.resend)
+            delay = self._next(hand, outcome.reason, in_doubt=outcome.resend, at_least=min(outcome.wait, LONGEST_WAIT))
             if delay is None:  # behind its dot it is not known to have expired
                 kind = Kind.UNKNOWN if outcome.resend else Kind.EXPIRED
-            else:
-                delay = max(delay, min(outcome.wait, LONGEST_WAIT))
         event = self.event(letter, kind, outcome.reason, outcome.code, outcome.enhanced, tls, note)
         if delay is not None:
             self.count("deferred")
@@ -69,12 +68,12 @@ class Conclusions:
         self.count("refused")
         self.settling.terminal(letter.hand, letter.index, self.event(letter, Kind.REFUSED, reason))
 
-    def _next(self, hand: Hand, reason: Reason, *, in_doubt: bool = False) -> float | None:
+    def _next(self, hand: Hand, reason: Reason, *, in_doubt: bool = False, at_least: float = 0.0) -> float | None:
         header = hand.header
         # One delay for what is deferred together keeps slices together: jitter is drawn a tenth of a second apart.
         return schedule.next_attempt(
             self._retry, header.attempt, reason, jitter(), now_us=self._now_us(), expires_at=header.expires_at,
-            in_doubt=in_doubt,
+            in_doubt=in_doubt, at_least=at_least, window=hand.job.window,
         )  # fmt: skip
 
     def event(
@@ -116,11 +115,23 @@ class Conclusions:
             self.count(kind.name.lower())
             self.settling.terminal(hand, index, self.event(letter, kind, reason, note=note))
 
+    def bury(self, lease: Lease, header: Header) -> Hand:
+        """Its job is over, a restored store did not know: all of it is done, and nothing is said of it again (T12).
+        Answers the hand that carries this to the settle."""
+        hand = self._nameless(lease, header)
+        self.count("known", len(header.pending()))
+        self.settling.known(hand, header.pending())
+        return hand
+
+    def _nameless(self, lease: Lease, header: Header) -> Hand:
+        self.slices_lost += 1
+        nobody = Contents("", [], [Row("", 0, 0, 0, 0, []) for _ in range(header.count)])
+        return Hand(lease, header, nobody, self._nothing, self._keyring().pepper)
+
     def lose(self, lease: Lease, header: Header) -> Hand:
         """No key opens it, or its job is gone: every recipient ends LOST under a reference made of its place. Answers
         the hand that carries this to the settle."""
-        nobody = Contents("", [], [Row("", 0, 0, 0, 0, []) for _ in range(header.count)])
-        hand = Hand(lease, header, nobody, self._nothing, self._keyring().pepper)
+        hand = self._nameless(lease, header)
         for index in header.pending():
             place = f"{lease.partition}/{lease.slice_id}/{index}".encode()
             mref = int.from_bytes(blake2b(place, digest_size=8, person=b"sp-lost").digest(), "big", signed=True)

@@ -37,6 +37,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 from engine.delivery import tls
+from engine.delivery.sockets import OURS
 from engine.smtp.dialogue import SLICE, Dialogue
 from engine.smtp.words import (
     FOREVER,
@@ -54,6 +55,7 @@ from engine.smtp.words import (
     Upgrade,
     Verdict,
 )
+from policy.crashpoints import reach
 
 __all__ = ["Closed", "Connection", "Outbound", "Owner", "Target", "Terms", "Verdict"]
 
@@ -142,6 +144,7 @@ class Connection(asyncio.Protocol):
         self._busy = False  # inside _go: owner calls come back into it
         self._handed = False  # `open` has returned it
         self._progress = 0  # pieces written
+        self._dotted = False  # what is written next holds a final dot
         self._marked = -1  # progress at which the deadline was set
         self._leaving = False
         self._deadline = FOREVER
@@ -239,7 +242,7 @@ class Connection(asyncio.Protocol):
         except ssl.SSLError as error:
             return self._stillborn(Trouble.TLS, _words(error))
         except OSError as error:
-            return self._stillborn(Trouble.UNREACHABLE, _words(error))
+            return self._stillborn(Trouble.ABORTED if error.errno in OURS else Trouble.UNREACHABLE, _words(error))
         try:
             closed = await self._opened
         except asyncio.CancelledError:
@@ -356,11 +359,17 @@ class Connection(asyncio.Protocol):
             if chunks:
                 # One write, not writelines: asyncio's own of Python 3.12 and 3.13.0 never pauses the protocol after
                 # writelines, so a peer that stops reading would be sent the dot all the same. A copy costs 4 us.
+                if self._dotted:
+                    reach("before-dot")
                 transport.write(b"".join(chunks))
                 self._progress += 1
+                if self._dotted:
+                    self._dotted = False
+                    reach("after-dot")
 
     def _commit(self, message: Outbound) -> None:
         self._owner.on_intent(self, [message])
+        self._dotted = True
 
     async def _handshake(self) -> None:
         transport = self._transport

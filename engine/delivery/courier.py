@@ -8,7 +8,7 @@ Laws:
 - no new attempt starts while Redis or the journal is in trouble, or while our heartbeat is older than half a lease;
 - `drain` leaves nothing leased: what was not sent is due again at once.
 
-Known limits: reclaiming the leases of another host's dead worker is done by hand (`sales-push host forget`, to come);
+Known limits: reclaiming the leases of another host's dead worker is done by hand (`sales-push host forget`);
 a dead worker of this host is replayed by `replay` at the start of the next one.
 """
 
@@ -27,21 +27,28 @@ from engine.delivery import pool
 from engine.delivery.campaigns import Campaigns, Loaded
 from engine.delivery.conclusions import Conclusions
 from engine.delivery.connection import Outbound
-from engine.delivery.desk import MOST, Desk
+from engine.delivery.departure import Departure
+from engine.delivery.desk import CROWDED_SECONDS, MOST, Desk
 from engine.delivery.gatekeeper import Gatekeeper
 from engine.delivery.hand import Hand, Letter
+from engine.delivery.hastening import Cancelled, Hastening
 from engine.delivery.leasing import Leasing
 from engine.delivery.outcome import Outcome
 from engine.delivery.press import Press
+from engine.delivery.reclaiming import Reclaiming
+from engine.delivery.resealing import Resealing
 from engine.delivery.settling import Settling
 from engine.delivery.site import Resolver, Site
+from engine.delivery.sockets import MOST as MOST_SOCKETS
+from engine.delivery.sockets import Sockets
 from engine.queue import pace, schedule
+from engine.queue.epoch import Epoch
 from engine.queue.journal import Journal
 from engine.queue.lanes import Lanes
 from engine.queue.permits import Permits
+from engine.queue.sweeps import Sweeps
 from engine.smtp.words import Step
-from policy import keyspace
-from policy.events import Kind, Reason
+from policy.events import TERMINAL, Kind, Reason
 from policy.gate import Permit, Standing
 from policy.keys import Keyring
 
@@ -71,6 +78,10 @@ class Courier:
         lease_slices: int = 16,
         disk_floor: int = 0,
         settle_seconds: float = 0.2,
+        most_sockets: int = MOST_SOCKETS,
+        cancelled: Callable[[], Cancelled] | None = None,
+        epoch: Epoch | None = None,
+        reclaiming: Reclaiming | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.holder = lanes.holder
@@ -80,18 +91,25 @@ class Courier:
         self.press = Press(self)
         self.hello = hello
         self.patience = patience
-        self.is_stopping = False
+        self.is_ending = False
+        self.is_resting = False
+        self.is_hurried = False
         self._lanes = lanes
         self._lease_seconds = lease_seconds
         self._disk_floor = disk_floor
         self._settling = Settling(lanes, journal, keyring, self._gone, interval=settle_seconds)
         self.desks: dict[str, Desk] = {}
         self.hands: set[Hand] = set()
+        self._unreturned: list[Hand] = []
         self._clock_offset = time.time_ns() // 1000 - _micros(time.monotonic())
         self._beat_at = time.monotonic()
         self._trouble_until = 0.0
         self._disk_full = False
         self._failure: asyncio.Future[None] = self.loop.create_future()
+        journal.on_broken = self.fail  # at once, whoever was writing: an intent that cannot be written stops the line
+        self._said: dict[str, bool] = {}
+        self.sockets = Sockets(most_sockets)
+        self._crowded_at = 0.0
         self._conclusions = Conclusions(self._settling, keyring, retry, campaigns.nothing, self.now_us)
         self._leasing = Leasing(
             self,
@@ -103,6 +121,15 @@ class Courier:
             limits=limits,
             conclusions=self._conclusions,
             most_slices=lease_slices,
+            epoch=epoch,
+        )
+        self._departure = Departure(self, lanes, self._settling, self._leasing)
+        self._reclaiming = reclaiming
+        self._walks = cancelled is not None  # one worker of a host goes over the whole queue
+        sweeps = Sweeps(redis, lanes.holder)
+        self._hastening = Hastening(self, self._leasing, sweeps, lanes, self._settling.flush, cancelled)
+        self._resealing = Resealing(
+            sweeps, keyring, is_busy=lambda: bool(self.hands), must_wait=lambda: not self._leasing.is_open
         )
 
     # --- what the worker says --------------------------------------------------------------------------------------
@@ -115,43 +142,56 @@ class Courier:
                 group.create_task(self._leasing.reconcile(), name="reconcile"),
                 group.create_task(self.press.run(), name="press"),
                 group.create_task(self._leasing.listen(), name="wake-ups"),
+                group.create_task(self._hastening.run(), name="hastening"),
+                *([group.create_task(self._resealing.run(), name="resealing")] if self._walks else []),
                 group.create_task(self._beating(), name="heartbeat"),
                 group.create_task(self._settling.run(), name="settling"),
                 group.create_task(self._housekeeping(), name="housekeeping"),
+                group.create_task(self._departure.follow(), name="resting"),
             ]
+            if self._reclaiming is not None:
+                tasks.append(group.create_task(self._reclaiming.run(), name="reclaiming"))
             await self._failure
             for task in tasks:
                 task.cancel()
 
+    @property
+    def is_stopping(self) -> bool:
+        """Nothing new is leased, connected to or sent."""
+        return self.is_ending or self.is_resting
+
+    @property
+    def is_away(self) -> bool:
+        """Its host rests, and nothing is in our hands."""
+        return self.is_resting and self._departure.is_away
+
     def stop(self) -> None:
         """Lease nothing more and send nothing more than what is on the wire."""
-        self.is_stopping = True
+        self.is_ending = True
         self._leasing.wake()
 
-    async def drain(self, seconds: float) -> None:
+    def rest(self, is_wanted: bool) -> None:
+        """The host is asked to rest: as `stop` and `drain`, until it may work again."""
+        if self.is_resting != is_wanted:
+            self.is_resting = is_wanted
+            self._departure.heed()
+
+    async def drain(self, seconds: float) -> bool:
         """After `stop`: finish what is on the wire, settle, hand the rest back. What takes longer is dropped: behind
-        its dot it is in doubt and recorded so."""
+        its dot it is in doubt and recorded so. False when something had to stay leased. Raises JournalBroken."""
         self.stop()
-        closing = [asyncio.ensure_future(desk.close()) for desk in self.desks.values()]
-        if closing:
-            _, late = await asyncio.wait(closing, timeout=seconds)
-            if late:
-                self.abort()
-                await asyncio.wait(late, timeout=5.0)
-        await self._settling.flush()
-        for hand in list(self.hands):
-            if not hand.dead and not hand.has_news and not hand.asked:
-                with contextlib.suppress(RedisError, OSError):
-                    await self._settling.release(hand)
-        with contextlib.suppress(RedisError, OSError):
-            await self._lanes.leave(
-                range(keyspace.PARTITIONS)
-            )  # wherever we ever leased: our name is of this life only
+        clean = await self._departure.finish(seconds)
         if not self._failure.done():
             self._failure.set_result(None)
+        return clean
+
+    def hurry(self) -> None:
+        """Drain no longer than it takes to write down what is known."""
+        self.is_hurried = True
+        self.abort()
 
     def abort(self) -> None:
-        """Hurry: drop every connection now; what is behind its dot is in doubt and recorded so."""
+        """Drop every connection now; what is behind its dot is in doubt and recorded so."""
         for desk in self.desks.values():
             desk.abort()
 
@@ -174,9 +214,16 @@ class Courier:
             "lines_waiting": sum(line.ordered for desk in self.desks.values() for line in desk.lines.values()),
             "sites": len(self.desks),
             "sites_backing_off": sum(desk.is_held for desk in self.desks.values()),
+            "resting": int(self.is_resting),
+            "at_rest": int(self.is_away),
+            "slices_reclaimed": self._reclaiming.reclaimed if self._reclaiming is not None else 0,
             "in_trouble": int(self.must_wait),
             "disk_full": int(self._disk_full),
             "events_full": int(self._leasing.full),
+            "slices_not_understood": self._leasing.strangers,
+            "slices_lost": self._conclusions.slices_lost,
+            "slices_hastened": self._hastening.ended,
+            **(self._resealing.statistics() if self._walks else {}),
         }
 
     def now_us(self) -> int:
@@ -203,6 +250,17 @@ class Courier:
     def in_trouble(self) -> None:
         """Redis did not answer: wait a moment before anything new is begun."""
         self._trouble_until = time.monotonic() + 0.5
+
+    def may_connect(self) -> bool:
+        """Room for one more connection is taken, or others that rest are asked to make some."""
+        if self.sockets.take():
+            return True
+        now = time.monotonic()
+        if now - self._crowded_at > CROWDED_SECONDS:
+            self._crowded_at = now
+            for desk in list(self.desks.values()):
+                desk.make_room()
+        return False
 
     def hungry(self, desk: Desk) -> None:
         if desk.appetite >= MOST:
@@ -236,19 +294,25 @@ class Courier:
         return messages
 
     def conclude(self, letter: Letter, outcome: Outcome, tls: int) -> None:
-        """An attempt has its verdict."""
-        self._conclusions.conclude(letter, outcome, tls)
+        """An attempt has its verdict. Of a slice that is not ours any more only an end is told: whoever has it tries
+        again as he sees fit, but a 250 is never lost."""
+        if not letter.hand.dead or outcome.kind in TERMINAL:
+            self._conclusions.conclude(letter, outcome, tls)
 
     def refuse(self, letter: Letter, reason: Reason) -> None:
         """The gate said no, or the message cannot be written."""
-        self._conclusions.refuse(letter, reason)
+        if not letter.hand.dead:
+            self._conclusions.refuse(letter, reason)
 
-    def expire(self, hand: Hand, indexes: list[int]) -> None:
-        """Their time is over, and they are not on the wire."""
-        self._conclusions.end_all(hand, indexes, Kind.EXPIRED, Reason.NONE)
+    def expire(self, hand: Hand, indexes: list[int], why: str = "") -> None:
+        """Their time is over, and they are not on the wire. why: what kept their site from taking them."""
+        self._conclusions.end_all(hand, indexes, Kind.EXPIRED, Reason.NETWORK if why else Reason.NONE, why)
 
     def stand_down(self, hand: Hand, letters: list[Letter], standing: Standing) -> None:
         """The job or the lease as a whole may not go on. letters: of this hand, taken and not sent."""
+        if hand.dead:
+            hand.abroad -= len(letters)
+            return
         if standing in (Standing.CANCELLED, Standing.EXPIRED):
             kind = Kind.CANCELLED if standing is Standing.CANCELLED else Kind.EXPIRED
             hand.abroad -= len(letters)
@@ -256,12 +320,23 @@ class Courier:
             return
         hand.abroad -= len(letters)
         if standing in (Standing.STALE, Standing.GONE):
-            hand.dead = True
-            self.journal.forget(hand.lease.partition, hand.lease.slice_id, hand.lease.token)
-            self._gone(hand)
+            self._settling.give_up(hand)
             return
         # paused or frozen: back to the lane as soon as nothing of it is on the wire; leasing passes it over there
         self._hold(hand)
+
+    def shut(self, hand: Hand, letters: list[Letter]) -> None:
+        """The window of the job has closed over letters that were taken: all of the hand waits until it opens."""
+        hand.abroad -= len(letters)
+        self._hold(hand)
+
+    def hear_of_halts(self) -> None:
+        """Something was paused, resumed or cancelled."""
+        self._hastening.hear()
+
+    def cancel(self, hand: Hand, indexes: list[int]) -> None:
+        """Their job or domain is cancelled, and they are not on the wire."""
+        self._conclusions.end_all(hand, indexes, Kind.CANCELLED, Reason.NONE)
 
     def _hold(self, hand: Hand) -> None:
         if hand.desk is not None:
@@ -272,7 +347,8 @@ class Courier:
         try:
             await self._settling.release(hand, delay)
         except (RedisError, OSError):
-            self.in_trouble()  # the lease stays ours and ends with this process: replay hands it back
+            self.in_trouble()
+            self._unreturned.append(hand)  # tried again every second; should we end before, replay hands it back
 
     async def announce_back_off(self, site: str, seconds: float) -> None:
         with contextlib.suppress(RedisError, OSError):
@@ -306,17 +382,29 @@ class Courier:
                 continue
             await asyncio.sleep(min(self._lease_seconds / 3, BEAT_SECONDS))
 
+    def _say(self, what: str, is_so: bool) -> None:
+        """One line when it begins and one when it is over."""
+        if self._said.get(what, False) != is_so:
+            self._said[what] = is_so
+            log.log(logging.WARNING if is_so else logging.INFO, what if is_so else f"over: {what}")
+
     async def _housekeeping(self) -> None:
         while True:
             await asyncio.sleep(1.0)
             now = time.monotonic()
             self._disk_full = not self.journal.has_room(self._disk_floor)
+            self._say("the disk of the journal is below its floor: no new attempts", self._disk_full)
+            in_trouble = self.must_wait or now < self._trouble_until + 2.0  # it comes and goes between two tries
+            self._say("Redis is in trouble: no new attempts", in_trouble and not self._disk_full)
             for desk in list(self.desks.values()):
                 desk.housekeeping(now)
-            # hands that were held (paused, frozen) and have nothing on the wire any more go back to their lanes
+            # hands that were held (paused, frozen, outside their window) and have nothing on the wire any more go back
             for hand in list(self.hands):
                 if hand.held and not hand.dead and hand.is_at_rest:
-                    await self.hand_back(hand, 0.0)
+                    await self.hand_back(hand, hand.job.opens_in(self.now_us()))
+            unreturned, self._unreturned = self._unreturned, []
+            for hand in unreturned:
+                await self.hand_back(hand, 0.0)
 
 
 def _micros(seconds: float) -> int:

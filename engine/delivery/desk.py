@@ -17,24 +17,27 @@ seconds a message does not have eight signed messages grow old on every line.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from redis.exceptions import RedisError
 
 from engine.delivery import pool
-from engine.delivery.connection import Closed, Connection, Outbound, Terms, Verdict
+from engine.delivery.connection import Closed, Connection, Outbound, Target, Terms, Verdict
 from engine.delivery.hand import Hand, Letter
 from engine.delivery.outcome import Outcome, Scope, judge, judge_connection
 from engine.delivery.press import ask_again
 from engine.delivery.site import Site
+from engine.delivery.stock import Stock
 from engine.queue import pace
 from engine.queue.journal import Intent
 from engine.smtp.words import Trouble
+from policy.crashpoints import reach
 
 if TYPE_CHECKING:
     from engine.delivery.courier import Courier
@@ -43,7 +46,9 @@ log = logging.getLogger(__name__)
 
 TARGETS = 4  # addresses tried in a row before a failure to connect counts against the site (S-09: two at least)
 MOST = 8  # recipients written for one line at a time
+_OPENING = "open"
 HOLD_SECONDS = 5.0  # a site left alone for longer gives its slices back; for less they wait here
+CROWDED_SECONDS = 0.25  # before asking again for a connection when the process has all it may have
 IDLE_SECONDS = 10.0  # a connection without work is kept this long: the next slice is often near
 
 
@@ -66,7 +71,7 @@ class Desk:
         self.site = site
         self.ref = ref
         self.limits = limits
-        self.stock: deque[tuple[Hand, int]] = deque()
+        self.stock = Stock()
         self.lines: dict[Connection, Line] = {}
         self.hands: dict[Hand, None] = {}
         self.opening = 0
@@ -77,8 +82,10 @@ class Desk:
         self._tokens_after = 0.0
         self._connect_after = 0.0
         self._names = 0
+        self._why = ""  # why the last dial failed, host by host; "" when it did not
         self._turn = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._owed: list[str] = []
 
     def __repr__(self) -> str:
         return f"<Desk {self.ref}: {len(self.stock)} waiting, {len(self.lines)} lines, pace {self.pace.window:.1f}>"
@@ -89,7 +96,7 @@ class Desk:
         hand.waiting += len(indexes)
         hand.desk = self
         self.hands[hand] = None
-        self.stock.extend((hand, index) for index in indexes)
+        self.stock.add(hand, indexes)
         self.adjust()
 
     def forget(self, hand: Hand) -> None:
@@ -97,7 +104,7 @@ class Desk:
 
     def drop(self, hand: Hand) -> None:
         """Nothing more of this hand is to be sent: its recipients in the stock are left to its lane."""
-        self.stock = deque(pair for pair in self.stock if pair[0] is not hand)
+        self.stock.drop(hand)
         self.forget(hand)
         hand.waiting = 0
 
@@ -106,8 +113,18 @@ class Desk:
         """How many more recipients it could use at the moment."""
         if self.is_held:
             return 0
-        lines = max(1, min(self.limits.connections, self.pace.connections))
-        return max(0, lines * MOST * 4 - len(self.stock))
+        return max(0, self._width * MOST * 4 - len(self.stock))
+
+    def lacks(self) -> Literal["urgent", "plain", ""]:
+        """What it would take although it is full: transactional mail beside campaigns, or campaigns beside that."""
+        least = self._width * MOST
+        if self.is_held or self.stock.urgent >= least <= self.stock.plain:
+            return ""
+        return "urgent" if self.stock.urgent < least else "plain"
+
+    @property
+    def _width(self) -> int:
+        return max(1, min(self.limits.connections, self.pace.connections))
 
     @property
     def is_held(self) -> bool:
@@ -119,13 +136,14 @@ class Desk:
             letter.hand.abroad -= 1
             if not letter.hand.dead:
                 letter.hand.waiting += 1
-                self.stock.appendleft((letter.hand, letter.index))
+                self.stock.put_back(letter.hand, letter.index)
 
     # --- connections ---------------------------------------------------------------------------------------------
 
     def adjust(self) -> None:
         """Open and close connections as planned now."""
         now = time.monotonic()
+        waits = now < self._connect_after or self._courier.must_wait
         idle = [connection for connection, line in self.lines.items() if line.idle_since and not line.ordered]
         plan = pool.plan(
             stock=len(self.stock),
@@ -135,12 +153,16 @@ class Desk:
             ceiling=self.pace.connections,
             limits=self.limits,
             failing=self.pace.failures > 0,
-            held=self.is_held or self._courier.is_stopping or now < self._connect_after,
+            held=self.is_held or self._courier.is_stopping or waits,
         )
         for _ in range(plan.open):
+            if not self._courier.may_connect():
+                self._connect_after = now + CROWDED_SECONDS
+                self._later(CROWDED_SECONDS)
+                break
             self.opening += 1
-            self._spawn(self._open(), "open")
-        closing = idle[: plan.close] if not now < self._connect_after else []
+            self._spawn(self._open(), _OPENING)
+        closing = idle[: plan.close] if not waits else []
         for connection in closing:
             connection.quit()
         if self.stock:
@@ -150,8 +172,13 @@ class Desk:
     async def _open(self) -> None:
         self._names += 1
         name = f"{self._courier.holder}:{self._names}"
-        granted = 0
+        granted = 1  # until Redis says no: a reply that is lost, or not waited for, may have been a yes
         try:
+            [left] = await self._courier.permits.back_offs([self.ref])
+            if left > 0:  # another worker was told to leave the site alone, or an earlier life of this one
+                granted = 0
+                self._leave_alone(left)
+                return
             granted = await self._courier.permits.take(self.ref, [name], self.limits.connections)
             if not granted:
                 # all permits of the site are with other workers: look again when some may have expired
@@ -171,18 +198,27 @@ class Desk:
             if opened_line := next((c for c, line in self.lines.items() if line.permit == name), None):
                 opened_line.wake()
             else:
+                self._courier.sockets.give()
                 self._later(max(0.05, self._connect_after - time.monotonic()))
 
     async def _dial(self) -> Connection | None:
-        """The best address that answers. What all of them said last is what the site is judged by."""
+        """The best address that answers. What the last of them said is what the site is judged by; why none of them
+        took us is kept, host by host, for the log and for those who expire here."""
         messages = self.limits.messages_per_connection
         terms = Terms(self._courier.hello, self.site.tls, messages, patience=self._courier.patience)
         self._turn += 1
+        why: list[str] = []
         for failures in range(min(TARGETS, len(self.site.hosts))):
-            opened = await Connection.open(self.site.target(self._turn, failures), self, terms)
+            target = self.site.target(self._turn, failures)
+            opened = await Connection.open(target, self, terms)
             if isinstance(opened, Connection):
+                self._why = ""
                 return opened
             last = opened
+            why.append(_why(target, opened))
+        self._why = "; ".join(why)
+        if last.trouble is Trouble.ABORTED:  # the system gave us no socket: not this site's doing, and not now
+            self._connect_after = time.monotonic() + 1.0
         self._feel(judge_connection(last))
         return None
 
@@ -190,7 +226,13 @@ class Desk:
         try:
             await self._courier.permits.give_back(self.ref, [name])
         except (RedisError, OSError):
-            log.debug("a permit was not given back; it expires by itself")
+            self._owed.append(name)  # tried again at the end; else it expires by itself
+
+    async def pay_back(self) -> None:
+        """Permits that Redis did not take back when their connections ended. Raises RedisError."""
+        if self._owed:
+            await self._courier.permits.give_back(self.ref, self._owed)
+            self._owed = []
 
     def housekeeping(self, now: float) -> None:
         """Once a second: end what has been idle for long, hand back what a long back-off would keep here."""
@@ -205,41 +247,50 @@ class Desk:
             self._hand_back(left)
         self.adjust()
 
+    def make_room(self) -> None:
+        """Connections that rest here are wanted elsewhere."""
+        if not self.stock:
+            for connection, line in list(self.lines.items()):
+                if line.idle_since and not line.ordered:
+                    connection.quit()
+
     def _expire(self, hand: Hand) -> None:
         """Those of a hand who wait here for a site that does not take them end; the gate says it of the others."""
-        indexes = [index for other, index in self.stock if other is hand]
-        self.stock = deque(pair for pair in self.stock if pair[0] is not hand)
-        hand.waiting -= len(indexes)
+        indexes = self.withdraw(hand)
         if not hand.dead:
-            self._courier.expire(hand, indexes)
+            self._courier.expire(hand, indexes, self._why)
+
+    def withdraw(self, hand: Hand) -> list[int]:
+        """Those of a hand who wait here, taken out of the stock."""
+        indexes = self.stock.drop(hand)
+        hand.waiting -= len(indexes)
+        return indexes
 
     def _hand_back(self, delay: float) -> None:
-        keep: deque[tuple[Hand, int]] = deque()
-        returned: set[Hand] = set()
-        for hand, index in self.stock:
-            if hand.abroad or hand.has_news or hand.dead:
-                if not hand.dead:
-                    keep.append((hand, index))
-            else:
-                hand.waiting -= 1
-                returned.add(hand)
-        self.stock = keep
+        # in the order of the stock, so that the lanes get them back in that order, too
+        returned = {hand: None for hand, _ in self.stock if not (hand.abroad or hand.has_news or hand.dead)}
+        self.stock.keep(lambda hand, _: not hand.dead and hand not in returned)
         for hand in returned:
+            hand.waiting = 0
             self.forget(hand)
             self._spawn(self._courier.hand_back(hand, delay), "hand back")
 
     async def close(self) -> None:
-        """Drain: nothing new is started; returns when the last message has its verdict and all connections are gone."""
-        for connection, line in list(self.lines.items()):
-            self.put_back([_letter(message) for message in line.ready])
-            line.ready.clear()
-            connection.quit()
-        while self.lines or self._tasks:
-            waiting = [asyncio.ensure_future(connection.wait_closed()) for connection in self.lines]
-            waiting += list(self._tasks)
-            if not waiting:
-                break
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        """Drain: nothing new is started; returns when the last message has its verdict and all connections are gone, or
+        when the courier starts new ones again."""
+        for task in self._tasks:
+            if task.get_name().endswith(_OPENING):  # nothing is on its wire: no reason to wait for a peer that is slow
+                task.cancel()
+        while self._courier.is_stopping and (self.lines or self._tasks):
+            for connection, line in list(self.lines.items()):
+                self.put_back([_letter(message) for message in line.ready])
+                line.ready.clear()
+                connection.quit()
+            leaving = [asyncio.ensure_future(connection.wait_closed()) for connection in self.lines]
+            if waiting := [*leaving, *self._tasks]:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for each in leaving:
+                each.cancel()
 
     def abort(self) -> None:
         for connection in list(self.lines):
@@ -275,13 +326,17 @@ class Desk:
                     header.job, letter.mref, header.attempt, lease.partition, lease.slice_id, lease.token, letter.index
                 )
             )
+        reach("before-intent")
         self._courier.journal.intend(intents)
+        reach("after-intent")
 
     def on_verdict(self, connection: Connection, message: Outbound, verdict: Verdict) -> None:
+        reach("before-reply")
         letter = _letter(message)
         header = letter.hand.header
         resend = header.resend and not header.in_doubt(letter.index)
         outcome = judge(verdict, resend=resend)
+        reach("after-reply")
         if not outcome.recorded or verdict.trouble is Trouble.VOID:
             self.put_back([letter])  # the peer was never asked about this one
             return
@@ -293,8 +348,7 @@ class Desk:
             self.put_back([letter])
             return
         letter.hand.abroad -= 1
-        if not letter.hand.dead:
-            self._courier.conclude(letter, outcome, connection.tls_version)
+        self._courier.conclude(letter, outcome, connection.tls_version)
 
     def on_void(self, connection: Connection, message: Outbound) -> None:
         self._spawn(ask_again(self._courier, connection, message, _letter(message)), "renew")
@@ -307,6 +361,7 @@ class Desk:
     def on_closed(self, connection: Connection, closed: Closed) -> None:
         line = self.lines.pop(connection, None)
         if line is not None:
+            self._courier.sockets.give()
             self.put_back([_letter(message) for message in line.ready])
             line.ready.clear()
             self._spawn(self._give_back(line.permit), "give back")
@@ -331,8 +386,16 @@ class Desk:
         self.pace = pace.on_answer(self.pace, outcome.tone, _micros(time.monotonic()), self._profile)
         if self.is_held and not held:
             left = self.pace.idle_until / 1e6 - time.monotonic()
+            if self.pace.dead == 1:  # once until it takes something again: 10,000 dead domains are not news each time
+                extra = {"site": self.site.name, "seconds": round(left, 1), "why": self._why or outcome.rule}
+                log.info("a site is left alone", extra=extra)
             self._spawn(self._courier.announce_back_off(self.ref, left), "back off")
             self._later(left)
+
+    def _leave_alone(self, seconds: float) -> None:
+        until = _micros(time.monotonic() + seconds)
+        self.pace = dataclasses.replace(self.pace, idle_until=max(self.pace.idle_until, until))
+        self._later(seconds)
 
     def _later(self, delay: float) -> None:
         self._courier.loop.call_later(delay + 0.01, self.adjust)
@@ -349,7 +412,7 @@ class Desk:
             self._courier.fail(error)
 
     def _want(self, connection: Connection, line: Line) -> None:
-        if line.ordered or not self.stock or self.is_held or self._courier.must_wait:
+        if line.ordered or not self.stock or self.is_held or self._courier.must_wait or self._courier.is_stopping:
             return
         if time.monotonic() < self._tokens_after:
             return  # the rate wakes us
@@ -363,10 +426,10 @@ class Desk:
     # --- what the press says --------------------------------------------------------------------------------------
 
     def take(self, count: int) -> list[tuple[Hand, int]]:
-        """Recipients from the front of the stock."""
+        """Recipients whose turn it is."""
         taken: list[tuple[Hand, int]] = []
         while self.stock and len(taken) < count:
-            hand, index = self.stock.popleft()
+            hand, index = self.stock.pop()
             if hand.dead:
                 continue
             hand.waiting -= 1
@@ -408,6 +471,12 @@ class Desk:
         count = min(wanted, self._tokens)
         self._tokens -= count
         return count
+
+
+def _why(target: Target, closed: Closed) -> str:
+    """Why there is no connection: words of ours and of the system, never the peer's, which may quote an address."""
+    said = closed.detail if closed.reply is None else str(closed.reply.code)
+    return f"{target.name} [{target.ip}]: {closed.step.value}: {closed.trouble.value}" + (f", {said}" if said else "")
 
 
 def _letter(message: Outbound) -> Letter:

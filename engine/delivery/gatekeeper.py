@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.queue.lanes import Answer, GateRequest, Lanes
+from policy.crashpoints import reach
 
 FLIGHTS = 3  # a store that syncs every write answers in 5 to 20 ms, a round of messages is written in 16
 MOST = 256  # slices asked about at once: one script holds the server for about 20 µs, so 5 ms
@@ -55,7 +56,9 @@ class Gatekeeper:
             flat = [request for requests, _ in batch for request in requests]
             asked_at = time.monotonic()
             try:
+                reach("before-gate")
                 answers = await self._lanes.gate_many(flat)
+                reach("after-gate")
             except Exception as error:  # our own mistake, not the store's: every asker must hear of it
                 for _, future in batch:
                     if not future.done():

@@ -12,7 +12,11 @@ from typing import Protocol
 
 import dns.asyncresolver
 import dns.exception
+import dns.flags
 import dns.resolver
+from dns.nameserver import Do53Nameserver
+
+from engine.settings import parse_server
 
 SOON = 60.0  # seconds: how long "no" is believed where the answer does not say
 
@@ -42,13 +46,12 @@ class Dns(Protocol):
 
 
 class SystemDns:
-    """The seam through dnspython, with the resolvers of /etc/resolv.conf or those given."""
+    """The seam through dnspython, with the resolvers of /etc/resolv.conf or those given, as ``address[:port]``."""
 
     def __init__(self, nameservers: list[str] | None = None, *, port: int = 53, lifetime: float = 10.0) -> None:
         self._resolver = dns.asyncresolver.Resolver(configure=nameservers is None)
         if nameservers is not None:
-            self._resolver.nameservers = list(nameservers)
-            self._resolver.port = port
+            self._resolver.nameservers = [Do53Nameserver(*parse_server(text, port)) for text in nameservers]
         self._resolver.lifetime = lifetime
 
     async def query(self, name: str, kind: str) -> Answer:
@@ -58,6 +61,8 @@ class SystemDns:
             return Answer(Status.NXDOMAIN, ttl=SOON)
         except (dns.exception.DNSException, OSError, ValueError) as error:
             return Answer(Status.TROUBLE, text=type(error).__name__)
+        if answer.response.flags & dns.flags.TC:  # cut short over TCP too: what is missing is not known to be missing
+            return Answer(Status.TROUBLE, text="Truncated")
         if answer.rrset is None:
             return Answer(Status.NODATA, ttl=SOON)
         if kind == "MX":

@@ -3,6 +3,7 @@
 Laws:
 - a message is composed under a Permit that was asked for in this very round, and never more of them than the lines
   can send before it is void: work done early is work done twice;
+- nothing is composed after the delivery window of its job has closed: what was, is on the wire within half a second;
 - lines are served in the order they asked, whatever site they belong to: a slow site does not hold a fast one back.
 
 One round: lines that want messages, up to `ROUND` recipients in all · one question to the gate for all of them ·
@@ -92,6 +93,8 @@ class Press:
                 courier.put_back(letters)
             elif answer.standing is not Standing.CLEAR:
                 courier.stand_down(hand, letters, answer.standing)
+            elif hand.job.opens_in(courier.now_us()):
+                courier.shut(hand, letters)
             else:
                 for letter, fact in zip(letters, answer.facts, strict=True):
                     verdict = decide(fact, hand.header.job, letter.mref, told.asked_at)
@@ -131,7 +134,8 @@ async def ask_again(courier: Courier, connection: Connection, message: Outbound,
     answer = told.answers[0]
     clear = answer is not None and answer.standing is Standing.CLEAR
     fact = answer.facts[0] if answer is not None and clear else int(Reason.RESTRICTED)
-    if isinstance(decide(fact, letter.hand.header.job, letter.mref, told.asked_at), Permit):
+    is_open = not letter.hand.job.opens_in(courier.now_us())
+    if is_open and isinstance(decide(fact, letter.hand.header.job, letter.mref, told.asked_at), Permit):
         connection.renew(message, told.asked_at + PERMIT_SECONDS)
     else:
         connection.withdraw(message)  # back to the stock, and the gate says why when it is asked there

@@ -3,7 +3,8 @@
 Laws:
 - nothing is settled in Redis before its outcome is on the disk (group commit of the journal);
 - what Redis did not take stays here and is tried again, unchanged; meanwhile nothing new is started (`in_trouble`);
-- a stale token ends a hand: somebody else has the slice, and everything written about it would be wrong.
+- a stale token ends a hand: somebody else has the slice, and everything written about it would be wrong. What was
+  heard on the wire is told all the same, by itself: a 250 is never lost, and the ledger folds what it knows.
 
 Path of one outcome: `terminal` or `retry` notes it in its hand and the journal · `flush` waits for the disk, builds one
 request a hand (done bits, events, re-sealed retries) and sends them together · the hand is forgotten when it is gone.
@@ -15,10 +16,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from redis.exceptions import RedisError
+
 from engine.delivery.hand import Hand
 from engine.queue.journal import Journal, Outcome
 from engine.queue.lanes import Lanes, Retry, Settled, SettleRequest
 from engine.queue.slices import retry_of
+from policy.crashpoints import reach
 from policy.events import Batch, Event, encode_batch
 from policy.keys import Keyring
 
@@ -45,6 +49,7 @@ class Settling:
         self._dirty: dict[Hand, None] = {}
         self._flushing = asyncio.Lock()
         self._unanswered: list[tuple[Hand, SettleRequest]] = []
+        self._untold: list[tuple[Hand, bytes]] = []
         self.in_trouble = False
         self.settled = 0
         self.stale = 0
@@ -67,10 +72,27 @@ class Settling:
         hand.events.append(event)
         self._dirty[hand] = None
 
+    def known(self, hand: Hand, indexes: list[int]) -> None:
+        """The ledger has had an end of these already (T12): they are done, and nothing is said of it again."""
+        hand.done += indexes
+        self._dirty[hand] = None
+
+    def give_up(self, hand: Hand) -> None:
+        """The lease is not ours any more: nothing of it is settled, what is recorded of it is told by itself."""
+        hand.dead = True
+        if not hand.events and not hand.asked:
+            self._forget(hand)
+        self._gone(hand)
+
+    def _forget(self, hand: Hand) -> None:
+        self._journal.forget(hand.lease.partition, hand.lease.slice_id, hand.lease.token)
+
     def _record(self, hand: Hand, index: int, event: Event) -> None:
         lease = hand.lease
         batch = encode_batch(Batch(hand.header.job, hand.contents.domain, [event]))
+        reach("before-outcome")
         self._journal.record(Outcome(lease.partition, lease.slice_id, lease.token, index, event.kind, batch))
+        reach("after-outcome")
 
     async def run(self) -> None:
         """Until cancelled. A broken journal ends the worker: JournalBroken goes through."""
@@ -83,27 +105,50 @@ class Settling:
         async with self._flushing:
             # What was asked and not answered may have been done: it is asked again to the letter, before anything new,
             # because a script that runs twice with the same request changes nothing, and with a larger one would.
-            if self._unanswered and not await self._send(self._unanswered):
+            if (self._unanswered or self._untold) and not await self._send(self._unanswered):
                 return
-            hands = [hand for hand in self._dirty if not hand.dead]
+            hands = list(self._dirty)
             self._dirty.clear()
             if not hands:
                 return
             # Taken before the wait for the disk: what is noted during it may not be durable yet.
-            taken = [(hand, self._take(hand)) for hand in hands]
+            taken = [(hand, self._take(hand)) for hand in hands if not hand.dead]
+            untold = [(hand, self._last_words(hand)) for hand in hands if hand.dead and hand.events]
             await self._journal.durable()
+            self._untold += untold
             await self._send(taken)
 
     async def _send(self, taken: list[tuple[Hand, SettleRequest]]) -> bool:
+        reach("before-settle")
         answers = await self._lanes.settle_many([request for _, request in taken])
+        reach("after-settle")
         self._unanswered = []
         for (hand, request), answer in zip(taken, answers, strict=True):
             if answer is None:
                 self._unanswered.append((hand, request))
             else:
                 self._ended(hand, request, answer)
-        self.in_trouble = bool(self._unanswered)
+        await self._tell()
+        self.in_trouble = bool(self._unanswered or self._untold)
         return not self.in_trouble
+
+    async def _tell(self) -> None:
+        """Events of hands that are not ours any more."""
+        untold = self._untold
+        if not untold:
+            return
+        try:
+            await self._lanes.tell([(hand.lease.partition, events) for hand, events in untold])
+        except (RedisError, OSError):
+            return
+        self._untold = []
+        for hand, _ in untold:
+            self._forget(hand)
+
+    def _last_words(self, hand: Hand) -> bytes:
+        batch = encode_batch(Batch(hand.header.job, hand.contents.domain, hand.events))
+        hand.done, hand.events, hand.retries = [], [], {}
+        return batch
 
     def _take(self, hand: Hand) -> SettleRequest:
         done, events, retries = hand.done, hand.events, hand.retries
@@ -130,12 +175,17 @@ class Settling:
         else:
             self.settled += len(request.done)
         hand.dead = True
-        self._journal.forget(hand.lease.partition, hand.lease.slice_id, hand.lease.token)
+        if answer is Settled.STALE and request.events:
+            self._untold.append((hand, request.events))
+        else:
+            self._forget(hand)
         self._gone(hand)
 
     async def release(self, hand: Hand, delay: float = 0.0) -> None:
         """Hand back a slice of which nothing is on its way. Raises redis errors."""
         hand.dead = True
+        reach("before-release")
         await self._lanes.release(hand.lease.partition, hand.lease.slice_id, hand.lease.token, delay)
-        self._journal.forget(hand.lease.partition, hand.lease.slice_id, hand.lease.token)
+        reach("after-release")
+        self._forget(hand)
         self._gone(hand)

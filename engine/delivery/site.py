@@ -37,6 +37,7 @@ from policy.events import Reason
 SMTP_PORT = 25
 MIN_TTL, MAX_TTL = 60.0, 6 * 3600.0  # seconds: TTL 0 must not mean a question a message, 2**31 not for ever
 TROUBLE_TTL = 30.0
+TROUBLE_LIMIT, LONGEST_WAIT = 3600.0, 300.0  # a resolver is mended within the hour, and then the queue is back soon
 CONFIRM_AFTER = 3600.0  # seconds between two NXDOMAIN before the domain is called dead (faults 3.2)
 MAX_HOSTS, MAX_ADDRESSES = 10, 8
 
@@ -52,11 +53,14 @@ class Site:
     tls: Tls = Tls.MAY
 
     def target(self, turn: int, failures: int = 0) -> Target:
-        """What to dial now: the hosts of best preference by turns; after failures down the list (S-09)."""
-        if failures > 0:
-            return self.hosts[failures % len(self.hosts)]
-        best = [target for target in self.hosts if target.preference == self.hosts[0].preference]
-        return best[turn % len(best)]
+        """What to dial now: the hosts of best preference by turns, each of them before the next preference (S-09).
+
+        failures: how many were tried in this turn already; none comes twice before all had theirs.
+        """
+        best = sum(target.preference == self.hosts[0].preference for target in self.hosts)
+        if failures < best:
+            return self.hosts[(turn + failures) % best]
+        return self.hosts[failures % len(self.hosts)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,7 @@ class Resolver:
         self._shuffle = shuffle
         self._sites: OrderedDict[str, tuple[float, Site | NoSite]] = OrderedDict()
         self._hosts: OrderedDict[str, tuple[float, Answer]] = OrderedDict()
+        self._troubled: OrderedDict[str, float] = OrderedDict()  # domain -> since when DNS could not say
         self._missing: OrderedDict[str, float] = OrderedDict()  # domain -> when DNS first said it is not there
         self._asking: dict[str, asyncio.Task[Site | NoSite]] = {}
         self._looking: dict[str, asyncio.Task[Answer]] = {}
@@ -165,8 +170,21 @@ class Resolver:
             task.add_done_callback(lambda _: self._asking.pop(domain, None))
         return await asyncio.shield(task)  # one caller's cancellation is not the others'
 
+    def wait(self, domain: str) -> float:
+        """Seconds to leave a domain alone because DNS cannot say where it is, as resolvers that are down come back;
+        0.0 when it can, or could not for so long that it is the domain's own trouble: then it counts as an attempt."""
+        since = self._troubled.get(domain)
+        if since is None or (lasted := self._clock() - since) >= TROUBLE_LIMIT:
+            return 0.0
+        return min(max(TROUBLE_TTL, lasted / 4), LONGEST_WAIT) * (1.0 + 0.5 * random.random())
+
     def statistics(self) -> dict[str, int]:
-        return {"sites": len(self._sites), "hosts": len(self._hosts), "asking": len(self._asking)}
+        return {
+            "sites": len(self._sites),
+            "hosts": len(self._hosts),
+            "asking": len(self._asking),
+            "in_trouble": len(self._troubled),
+        }
 
     # -- which hosts ------------------------------------------------------------------------------------------------
 
@@ -179,6 +197,10 @@ class Resolver:
             lifetime, result = _lifetime(answer), await self._of_answer(domain, answer)
         if isinstance(result, NoSite) and result.reason is Reason.DNS:
             lifetime = TROUBLE_TTL
+            if domain not in self._troubled:
+                _keep(self._troubled, domain, self._clock(), self._room)
+        else:
+            self._troubled.pop(domain, None)
         _keep(self._sites, domain, (self._clock() + lifetime, result), self._room)
         return result
 

@@ -10,9 +10,12 @@ The path, and who walks it:
                (courier); beat.lua, reclaim.lua, leave.lua (heartbeat and the dead); `questions` holds what is asked
 3. `permits`   permit.lua, rate.lua: connections and messages per second of a site, over all workers; its back-off
 4. `pace`      pure: how many of those one worker should want, by what the site answers
-5. `schedule`  pure: when to try again, and when to give up
+5. `schedule`  pure: when to try again, and when to give up; `windows`: the hours of a job's delivery window
 6. `journal`   intents before the dot, outcomes before the settle; `replay` reads what a crash left
-7. `states`    pure: the legal states of all this, and a census that finds any other
+7. `epoch`     how often Redis came back older, and whom the ledger must be asked about because of it
+8. `states`    pure: the legal states of all this, and a census that finds any other
+
+9. `sweeps`    walks over all of it: reseal.lua (new weeks' keys), hasten.lua (what was cancelled), unpark.lua (resumed)
 
 `scripts` loads the Lua files by name. A script touches one hash tag, knows no clock but Redis TIME, holds 64-bit maps
 as strings (a Lua number is a double) and runs on Valkey 9 and Redis 7.0 alike.

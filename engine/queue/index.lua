@@ -2,6 +2,13 @@
 -- 'p' priority (D:<site>), 'c' campaign (d:<site>). idx holds for each site the earliest due of both.
 local UNRESOLVED = '?'
 
+-- Whether a header is of the layout these scripts were written for (its first byte). A newer program's slices are read
+-- at no offset and changed in nothing here: they wait for that program (rolling restart).
+local LAYOUT = 1
+local function familiar(header)
+  return string.byte(header) == LAYOUT
+end
+
 local function due_key(id, site)
   if string.byte(id) == 112 then
     return prefix .. 'D:' .. site
@@ -34,16 +41,27 @@ local function lay(data, due)
   enqueue(id, lane, site_of(lane), math.max(now, math.min(due, expires)))
 end
 
--- Back to waiting, from a lease.
+-- Passed over, because something it belongs to is paused: out of the way of a pick for PARK. The lane keeps the old
+-- score, so that unpark.lua knows it from a slice that is really due later.
+local PARK = 5000000
+local function park(id, site, expires)
+  redis.call('ZADD', due_key(id, site), int(math.min(now + PARK, expires)), id)
+end
+
+-- Back to waiting, from a lease. False for a slice of a newer layout, which stays leased.
 local function hand_back(id, due)
   local header = redis.call('GETRANGE', prefix .. 's:' .. id, 0, 66)
+  if #header == 67 and not familiar(header) then
+    return false
+  end
   redis.call('HDEL', prefix .. 'lease', id)
   if #header < 67 then
-    return
+    return true
   end
   local lane = string.sub(header, 57, 67)
   local expires = struct.unpack('>I8', string.sub(header, 49, 56))
   enqueue(id, lane, site_of(lane), math.max(now, math.min(due, expires)))
+  return true
 end
 
 local function retime(site)

@@ -48,6 +48,7 @@ from policy.gate import Standing
 
 EVENT_CAP = 4_000  # batches in a partition's event stream at which leasing stops (decision 15): 4 KiB each when full
 TAG_BYTES = 12
+TOGETHER = 64  # slices a script: each holds the server for 10 to 20 us, so about a millisecond
 _MREF = struct.Struct(">q")
 
 __all__ = [
@@ -103,6 +104,9 @@ class Lanes:
             args: list[bytes | str | int] = [self.holder, self._event_cap, ready_limit, request.unresolved]
             for site, count in request.sites:
                 args += (site, count)
+            for kind, some in (("p", request.urgent), ("c", request.plain)):
+                for site, count in some:
+                    args += (site, f"{kind}{count}")
             calls.append(Call("lease", keyspace.prefix(request.partition), args))
         answers = await self._scripts.run(calls)
         return [_leased(request.partition, _value(answer)) for request, answer in zip(requests, answers, strict=True)]
@@ -126,11 +130,16 @@ class Lanes:
         """Ask about recipients of leased slices on ready connections. None: no answer (unreadable or unwritable
         store, or words we do not know), so nothing may be sent. Note the monotonic time *before* calling: it is the
         asked_at of policy.gate.decide."""
+        groups = _together(requests)
+        told: list[Answer | None] = [None] * len(requests)
         try:
-            answers = await self._scripts.run([_gate_call(request) for request in requests])
+            answers = await self._scripts.run([_gate_call([requests[i] for i in group]) for group in groups])
         except (RedisError, OSError):
-            return [None] * len(requests)
-        return [_answer(request, answer) for request, answer in zip(requests, answers, strict=True)]
+            return told
+        for group, answer in zip(groups, answers, strict=True):
+            for index, one in zip(group, _answers([requests[i] for i in group], answer), strict=True):
+                told[index] = one
+        return told
 
     async def gate(self, request: GateRequest) -> Answer | None:
         """`gate_many` for one slice."""
@@ -140,13 +149,25 @@ class Lanes:
         """Write outcomes of leased slices: maps, events, retries, counters, in one script each. None: the store did
         not take it, keep it journalled and try again. Running the same request twice changes nothing more. Raises
         QueueError where a retry names recipients of whom some, not all, were already done."""
+        groups = _together(requests)
+        told: list[Settled | None] = [None] * len(requests)
         try:
-            answers = await self._scripts.run([_settle_call(request) for request in requests])
+            answers = await self._scripts.run([_settle_call([requests[i] for i in group]) for group in groups])
         except (RedisError, OSError):
-            return [None] * len(requests)
-        if any(not isinstance(answer, Exception) and answer == -1 for answer in answers):
-            raise QueueError("a retry contradicts what is already settled")
-        return [None if isinstance(answer, Exception) else Settled(answer) for answer in answers]
+            return told
+        for group, answer in zip(groups, answers, strict=True):
+            if isinstance(answer, Exception):
+                continue
+            if -1 in answer:
+                raise QueueError("a retry contradicts what is already settled")
+            for index, settled in zip(group, answer, strict=True):
+                told[index] = Settled(settled)
+        return told
+
+    async def tell(self, batches: Sequence[tuple[int, bytes]]) -> None:
+        """Events by themselves, (partition, encoded policy.events.Batch) each: outcomes whose slice is not ours any
+        more. Raises RedisError: tell them again, the ledger folds what it knows."""
+        await self._scripts.plain([("XADD", keyspace.events(where), "*", "b", batch) for where, batch in batches])
 
     async def settle(self, request: SettleRequest) -> Settled | None:
         """`settle_many` for one slice."""
@@ -156,6 +177,12 @@ class Lanes:
         """Hand a slice back, due again after `delay` seconds (at its expiry at the latest). KEPT or STALE."""
         call = Call("release", keyspace.prefix(partition), (slice_id, token, _micros(delay)))
         return Settled(_value((await self._scripts.run([call]))[0]))
+
+    async def release_many(self, leases: Sequence[tuple[int, str, int]]) -> None:
+        """`release` of (partition, slice id, token), due at once, in one round trip. Raises the first error."""
+        calls = [Call("release", keyspace.prefix(partition), (name, token, 0)) for partition, name, token in leases]
+        for answer in await self._scripts.run(calls):
+            _value(answer)
 
     # --- heartbeat and the dead ------------------------------------------------------------------------------------
 
@@ -169,6 +196,27 @@ class Lanes:
         """Who has leased here and where their counters stand, for the reclaimer to watch with its own clock."""
         stored = await self._pairs(keyspace.holders(partition))
         return {_text(name): int(count) for name, count in stored.items()}
+
+    async def all_holders(self) -> dict[tuple[int, str], int]:
+        """`holders` of every partition in one round trip: counters by (partition, holder)."""
+        partitions = range(keyspace.PARTITIONS)
+        told = await self._scripts.plain([("HGETALL", keyspace.holders(partition)) for partition in partitions])
+        return {(p, _text(name)): int(count) for p, stored in enumerate(told) for name, count in stored.items()}
+
+    async def all_leases(self) -> list[tuple[int, str, int, str]]:
+        """(partition, slice id, token, holder) of every lease there is, in one round trip."""
+        partitions = range(keyspace.PARTITIONS)
+        told = await self._scripts.plain([("HGETALL", keyspace.leases(partition)) for partition in partitions])
+        found = []
+        for partition, stored in enumerate(told):
+            for slice_id, lease in stored.items():
+                token, _, holder = _text(lease).partition(" ")
+                found.append((partition, _text(slice_id), int(token), holder))
+        return found
+
+    async def our_leases(self) -> list[tuple[int, str, int]]:
+        """(partition, slice id, token) of every lease this holder has, known to it or not."""
+        return [(p, name, token) for p, name, token, holder in await self.all_leases() if holder == self.holder]
 
     async def holder_leases(self, partition: int, holder: str) -> list[tuple[str, int]]:
         """(slice id, token) of every lease somebody has in this partition."""
@@ -264,42 +312,61 @@ def _put_call(request: PutRequest) -> Call:
     return Call("put", keyspace.prefix(request.partition), args)
 
 
-def _gate_call(request: GateRequest) -> Call:
-    tags = b"".join(request.tags)
-    if len(tags) != TAG_BYTES * len(request.tags) or len(request.domain_tag) != TAG_BYTES:
-        raise QueueError("a tag has 12 bytes")
-    return Call("gate", keyspace.prefix(request.partition), (request.slice_id, request.token, tags, request.domain_tag))
+def _together(requests: Sequence[GateRequest | SettleRequest]) -> list[list[int]]:
+    """Which requests go into one script: those of a partition, in their order, at most TOGETHER."""
+    groups: dict[int, list[list[int]]] = {}
+    for index, request in enumerate(requests):
+        parts = groups.setdefault(request.partition, [[]])
+        if len(parts[-1]) >= TOGETHER:
+            parts.append([])
+        parts[-1].append(index)
+    return [group for parts in groups.values() for group in parts]
 
 
-def _settle_call(request: SettleRequest) -> Call:
-    done = set(request.done)
-    for retry in request.retries:
-        done.update(retry.rows)
-    args: list[bytes | str | int] = [
-        request.slice_id, request.token, mask_of(done), mask_of(request.doubt), request.events,
-    ]  # fmt: skip
-    for retry in request.retries:
-        args += (_micros(retry.delay), mask_of(retry.rows), retry.data)
-    return Call("settle", keyspace.prefix(request.partition), args)
+def _gate_call(requests: Sequence[GateRequest]) -> Call:
+    args: list[bytes | str | int] = []
+    for request in requests:
+        tags = b"".join(request.tags)
+        if len(tags) != TAG_BYTES * len(request.tags) or len(request.domain_tag) != TAG_BYTES:
+            raise QueueError("a tag has 12 bytes")
+        args += (request.slice_id, request.token, tags, request.domain_tag)
+    return Call("gate", keyspace.prefix(requests[0].partition), args)
+
+
+def _settle_call(requests: Sequence[SettleRequest]) -> Call:
+    args: list[bytes | str | int] = []
+    for request in requests:
+        done = set(request.done)
+        for retry in request.retries:
+            done.update(retry.rows)
+        args += (request.slice_id, request.token, mask_of(done), mask_of(request.doubt), request.events)
+        args.append(len(request.retries))
+        for retry in request.retries:
+            args += (_micros(retry.delay), mask_of(retry.rows), retry.data)
+    return Call("settle", keyspace.prefix(requests[0].partition), args)
 
 
 def _leased(partition: int, told: Any) -> Leased:
-    now_us, full, taken, ready = told
+    now_us, full, taken, ready, strangers = told
     slices = [
-        Lease(partition, _text(taken[i]), _text(taken[i + 1]), _text(taken[i + 2]), taken[i + 3], taken[i + 4])
-        for i in range(0, len(taken), 5)
+        Lease(partition, _text(taken[i]), _text(taken[i + 1]), _text(taken[i + 2]), *taken[i + 3 : i + 6])
+        for i in range(0, len(taken), 6)
     ]
     sites: dict[str, int] = {}
     for i in range(0, len(ready), 2):
         sites.setdefault(_text(ready[i]), int(float(ready[i + 1])))
-    return Leased(partition, now_us, slices, list(sites.items()), bool(full))
+    return Leased(partition, now_us, slices, list(sites.items()), bool(full), strangers)
 
 
-def _answer(request: GateRequest, told: Any) -> Answer | None:
-    if isinstance(told, Exception):
-        return None
+def _answers(requests: Sequence[GateRequest], told: Any) -> list[Answer | None]:
+    """None where the store did not answer, or in other words than ours."""
+    if not isinstance(told, list) or len(told) != 2 * len(requests):
+        return [None] * len(requests)
+    return [_answer(request, *told[2 * i : 2 * i + 2]) for i, request in enumerate(requests)]
+
+
+def _answer(request: GateRequest, standing: Any, facts: Any) -> Answer | None:
     try:
-        standing, facts = told
         answer = Answer(Standing(standing), facts)
     except (TypeError, ValueError):
         return None

@@ -7,6 +7,10 @@ local now = time[1] * 1000000 + time[2]
 local cap, life = tonumber(ARGV[1]), tonumber(ARGV[2])
 local expiry = string.format('%.0f', now + life)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now))
+-- A clock that stepped back leaves expiries far ahead: nobody's is later than one life from now.
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. expiry, '+inf')) do
+  redis.call('ZADD', KEYS[1], expiry, name)
+end
 local answer
 if ARGV[3] == 'take' then
   answer = 0

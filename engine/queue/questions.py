@@ -66,16 +66,19 @@ class PutRequest:
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
     """sites: (site reference, at most so many slices); unresolved: at most so many slices of lanes without a site,
-    each of another lane."""
+    each of another lane; urgent, plain: as sites, but transactional slices alone, or those of campaigns alone."""
 
     partition: int
     sites: Sequence[tuple[str, int]]
     unresolved: int = 0
+    urgent: Sequence[tuple[str, int]] = ()
+    plain: Sequence[tuple[str, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A slice in our hands. site is keyspace.UNRESOLVED for a lane nobody has assigned; data: slices.open_slice."""
+    """A slice in our hands. site is keyspace.UNRESOLVED for a lane nobody has assigned; data: slices.open_slice;
+    others: for such a lane, how many more slices it has."""
 
     partition: int
     slice_id: str
@@ -83,19 +86,21 @@ class Lease:
     lane: str
     token: int
     data: bytes
+    others: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Leased:
     """now_us: Redis TIME. ready: sites of this partition with their earliest due (µs, may be ahead), the earliest
     first and, where there are more than asked for, a random choice of the others behind them.
-    full: the event stream is at its cap and nothing was leased."""
+    full: the event stream is at its cap and nothing was leased. strangers: due slices of a newer layout, left alone."""
 
     partition: int
     now_us: int
     slices: list[Lease]
     ready: list[tuple[str, int]]
     full: bool
+    strangers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ local arrival = tonumber(redis.call('GET', KEYS[1]) or now)
 if arrival < now then
   arrival = now
 end
-if arrival > now + tolerance then
+local clamped = arrival > now + tolerance
+if clamped then
   arrival = now + tolerance
 end
 local granted = math.min(wanted, math.floor((now + tolerance - arrival) / interval + 1e-6))
-if granted > 0 then
+if granted > 0 or clamped then
   arrival = arrival + granted * interval
   local life = math.ceil((arrival - now) / 1000) + 1000
   redis.call('SET', KEYS[1], string.format('%.3f', arrival), 'PX', string.format('%.0f', life))

@@ -6,8 +6,11 @@ Laws:
 - `plan` is pure; a terminal outcome stands whatever follows it, an intent that nothing followed is in doubt.
 
 After a crash: `adopt` the folder (refused while its worker lives) · `plan` · settle the outcomes, decide the in-doubt ·
-`discard` · only then `Lanes.reclaim`. `Plan.unclean` says that the machine restarted in between: the tail may be
-missing although it was written, so every leased recipient of that holder without an outcome is in doubt.
+`Lanes.reclaim` · `carried`. `Plan.unclean` says that the machine restarted in between: the tail may be missing although
+it was written, so every leased recipient of that holder without an outcome is in doubt.
+
+A file that is carried out (``.kept``) is kept until the ledger has what was settled (`journal.Journal.retain`): a Redis
+that comes back older has forgotten settles, and then every file of an older epoch is told again (T12).
 
 File: 8 bytes of magic, then records of length (4), CRC-32 (4), body; big-endian. No address is ever in it: a message
 is (job, mref), the event is the ledger's (policy.events).
@@ -23,19 +26,23 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from policy.events import TERMINAL
 
 MAGIC = b"SPJRNL\x00\x01"
 SUFFIX = ".journal"
+KEPT = ".kept"  # carried out, and kept until the ledger has it
 _FRAME = struct.Struct(">II")
-_HEAD, _INTENT, _OUTCOME = 0, 1, 2
-_HEAD_FIELDS = struct.Struct(">BH")
+_OLD_HEAD, _INTENT, _OUTCOME, _HEAD, _FORGOTTEN = 0, 1, 2, 3, 4
+_OLD_HEAD_FIELDS = struct.Struct(">BH")  # up to 0.1.0: without an epoch, which was 0
+_HEAD_FIELDS = struct.Struct(">BHQ")
+_FORGOTTEN_FIELDS = struct.Struct(">BBQ")
 _INTENT_FIELDS = struct.Struct(">BBBBQQq")
 _OUTCOME_FIELDS = struct.Struct(">BBBBQB")
 _MAX_RECORD = 1 << 20  # a length above this is damage, not a record
+_HEAD_BYTES = 1024  # a boot id, a host name and a few numbers
 
 LeaseKey = tuple[int, str, int]  # partition, slice id, token
 
@@ -70,14 +77,28 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """This lease is over: it was settled to its end or handed back with nothing of it on the wire."""
+
+    partition: int
+    slice_id: str
+    token: int
+
+
+Record = Intent | Outcome | Forgotten
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
-    """One file as far as it could be read. boot, holder are "" when not even its head could; torn: bytes not read."""
+    """One file as far as it could be read. boot, holder are "" when not even its head could; torn: bytes not read;
+    epoch: of the store when the file was begun (`policy.fence`)."""
 
     path: Path
     boot: str
     holder: str
-    records: tuple[Intent | Outcome, ...]
+    records: tuple[Record, ...]
     torn: int
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +116,10 @@ def frame(body: bytes) -> bytes:
     return _FRAME.pack(len(body), zlib.crc32(body)) + body
 
 
-def encode_head(boot: str, holder: str) -> bytes:
+def encode_head(boot: str, holder: str, epoch: int = 0) -> bytes:
     """The first record of a file."""
     name = boot.encode()
-    return _HEAD_FIELDS.pack(_HEAD, len(name)) + name + holder.encode()
+    return _HEAD_FIELDS.pack(_HEAD, len(name), epoch) + name + holder.encode()
 
 
 def encode_intent(intent: Intent) -> bytes:
@@ -115,31 +136,54 @@ def encode_outcome(outcome: Outcome) -> bytes:
     return fields + name + outcome.event
 
 
+def encode_forgotten(partition: int, slice_id: str, token: int) -> bytes:
+    return _FORGOTTEN_FIELDS.pack(_FORGOTTEN, partition, token) + slice_id.encode("ascii")
+
+
 def read(path: Path) -> Log:
     """Everything in a file up to the first record that is torn or damaged. Raises OSError only."""
-    data = path.read_bytes()
+    return _read(path, path.read_bytes())
+
+
+def read_head(path: Path) -> Log:
+    """What the head of a file says; no records. Raises OSError only."""
+    with path.open("rb") as file:
+        log = _read(path, file.read(_HEAD_BYTES))
+    return replace(log, records=(), torn=0)
+
+
+def _read(path: Path, data: bytes) -> Log:
     if data[: len(MAGIC)] != MAGIC:
         return Log(path, "", "", (), len(data))
-    boot = holder = ""
-    records: list[Intent | Outcome] = []
+    boot, holder, epoch = "", "", 0
+    records: list[Record] = []
     end = len(MAGIC)
     for body, after in _bodies(data, end):
         try:
-            if body[0] == _HEAD:
-                _, length = _HEAD_FIELDS.unpack_from(body)
-                text = body[_HEAD_FIELDS.size :]
-                boot, holder = text[:length].decode(), text[length:].decode()
+            if body[0] in (_HEAD, _OLD_HEAD):
+                boot, holder, epoch = _decode_head(body)
             else:
                 records.append(_decode(body))
         except (struct.error, ValueError):  # UnicodeDecodeError is a ValueError
             break
         end = after
-    return Log(path, boot, holder, tuple(records), len(data) - end)
+    return Log(path, boot, holder, tuple(records), len(data) - end, epoch)
 
 
 def read_folder(folder: Path) -> list[Log]:
-    """All files of a worker, oldest first; none when there is no folder."""
+    """All files of a worker that are not carried out, oldest first; none when there is no folder."""
     return [read(path) for path in paths(folder)]
+
+
+def read_kept(folder: Path, epoch: int) -> tuple[list[Log], list[Path]]:
+    """Files that are carried out: those of another epoch, read, and the paths of those of this one; oldest first."""
+    others, same = [], []
+    for path in paths(folder, KEPT):
+        if read_head(path).epoch == epoch:
+            same.append(path)
+        else:
+            others.append(read(path))
+    return others, same
 
 
 @contextlib.contextmanager
@@ -155,9 +199,14 @@ def adopt(folder: Path) -> Iterator[list[Log]]:
 def plan(logs: Sequence[Log], boot: str) -> Plan:
     """For each recipient the last word. boot: `journal.boot_id()` of now; logs: oldest first, of one worker."""
     last: dict[tuple[LeaseKey, int], Intent | Outcome] = {}
+    forgotten: set[LeaseKey] = set()
     for log in logs:
         for record in log.records:
-            place = ((record.partition, record.slice_id, record.token), record.index)
+            key = (record.partition, record.slice_id, record.token)
+            if isinstance(record, Forgotten):
+                forgotten.add(key)
+                continue
+            place = (key, record.index)
             known = last.get(place)
             if isinstance(known, Outcome) and known.kind in TERMINAL:
                 continue
@@ -167,23 +216,28 @@ def plan(logs: Sequence[Log], boot: str) -> Plan:
     for (key, _), record in last.items():
         if isinstance(record, Outcome):
             outcomes.setdefault(key, []).append(record)
-        else:
+        elif key not in forgotten:  # an intent whose lease was handed back was answered, or never reached its peer
             in_doubt.setdefault(key, []).append(record)
     named = [log for log in logs if log.holder]
     return Plan(outcomes, in_doubt, frozenset(log.holder for log in named), any(log.boot != boot for log in named))
 
 
 def discard(logs: Sequence[Log]) -> None:
-    """Remove files whose plan has been carried out."""
+    """Remove files whose plan has been carried out and whose outcomes the ledger has."""
     for log in logs:
         log.path.unlink(missing_ok=True)
 
 
-def paths(folder: Path) -> list[Path]:
-    """The journal files of a folder, oldest first."""
+def carried(path: Path) -> Path:
+    """This file's plan is carried out: it is not replayed again. Its name from now on."""
+    return path if path.suffix == KEPT else path.rename(path.with_suffix(KEPT))
+
+
+def paths(folder: Path, suffix: str = SUFFIX) -> list[Path]:
+    """The journal files of a folder, oldest first. suffix: SUFFIX those to be replayed, KEPT those carried out."""
     if not folder.is_dir():
         return []
-    found = (path for path in folder.iterdir() if path.suffix == SUFFIX and path.stem.isdigit())
+    found = (path for path in folder.iterdir() if path.suffix == suffix and path.stem.isdigit())
     return sorted(found, key=lambda path: int(path.stem))
 
 
@@ -198,7 +252,22 @@ def own(folder: Path) -> int:
     return handle
 
 
-def _decode(body: bytes) -> Intent | Outcome:
+def _decode_head(body: bytes) -> tuple[str, str, int]:
+    """(boot id, holder, epoch)"""
+    epoch = 0
+    if body[0] == _HEAD:
+        _, length, epoch = _HEAD_FIELDS.unpack_from(body)
+        text = body[_HEAD_FIELDS.size :]
+    else:
+        _, length = _OLD_HEAD_FIELDS.unpack_from(body)
+        text = body[_OLD_HEAD_FIELDS.size :]
+    return text[:length].decode(), text[length:].decode(), epoch
+
+
+def _decode(body: bytes) -> Record:
+    if body[0] == _FORGOTTEN:
+        _, partition, token = _FORGOTTEN_FIELDS.unpack_from(body)
+        return Forgotten(partition, body[_FORGOTTEN_FIELDS.size :].decode("ascii"), token)
     if body[0] == _INTENT:
         _, partition, index, attempt, token, job, mref = _INTENT_FIELDS.unpack_from(body)
         return Intent(job, mref, attempt, partition, body[_INTENT_FIELDS.size :].decode("ascii"), token, index)

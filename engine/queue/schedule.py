@@ -4,6 +4,7 @@ Laws:
 - A delay is never negative, never above the cap plus its jitter, and grows with the attempts until the cap.
 - Nobody is tried at or after the expiry; who would be is given up now, with `None`, so that the end is told early.
 - After a greylisting answer the first retry comes 5 to 15 minutes later (most greylists wait 5, RFC 6647 5).
+- Nobody is tried outside the delivery window of the job: what would be, is tried when it opens next.
 
 The delay of attempt n is base * 2^n, capped, spread by a quarter to either side: a site that deferred ten thousand
 slices in one minute must not meet them in one minute again. A schedule of explicit delays replaces the formula (the
@@ -16,7 +17,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.queue.windows import Window, opens_in
 from policy.events import Reason
+from policy.instants import SECOND_US
 
 SPREAD = 0.25  # of a delay, to either side: Exim and Postfix spread by their queue runs, we have none
 _SLOW = frozenset({Reason.MAILBOX_FULL, Reason.DNS, Reason.AUTHENTICATION, Reason.SPAM_BLOCK})
@@ -59,8 +62,19 @@ def delay(plan: Retry, attempt: int, reason: int, jitter: float, *, in_doubt: bo
 
 
 def next_attempt(
-    plan: Retry, attempt: int, reason: int, jitter: float, *, now_us: int, expires_at: int, in_doubt: bool = False
+    plan: Retry,
+    attempt: int,
+    reason: int,
+    jitter: float,
+    *,
+    now_us: int,
+    expires_at: int,
+    in_doubt: bool = False,
+    at_least: float = 0.0,
+    window: Window | None = None,
 ) -> float | None:
-    """`delay`, or None when that instant would not be before expires_at (microseconds): the recipient is expired."""
-    wait = delay(plan, attempt, reason, jitter, in_doubt=in_doubt)
-    return wait if now_us + wait * 1_000_000 < expires_at else None
+    """`delay`, moved into the window, or None when that instant would not be before expires_at (microseconds): the
+    recipient is expired. at_least: seconds the peer asked for."""
+    wait = max(delay(plan, attempt, reason, jitter, in_doubt=in_doubt), at_least)
+    wait += opens_in(now_us + round(wait * SECOND_US), window)
+    return wait if now_us + wait * SECOND_US < expires_at else None

@@ -81,7 +81,7 @@ class Scripts:
                 answers[index] = answer
         return answers
 
-    async def plain(self, commands: Sequence[tuple[str, ...]]) -> list[Any]:
+    async def plain(self, commands: Sequence[tuple[str | bytes, ...]]) -> list[Any]:
         """Plain commands in one pipeline; raises the first error."""
         answers = await self._pipeline(commands, ())
         for answer in answers:

@@ -54,8 +54,10 @@ LANE_BYTES = 11
 FLAG_PRIORITY = 1
 FLAG_RESEND = 2
 
+NONCE_BYTES = 12
+
 _HEADER = struct.Struct(">B5sHBBB5x8s8sQQQ11s")
-_NONCE_BYTES = 12
+KEY_ID = slice(6, 8)  # where the header says it
 
 Value = Any  # what JSON has: templates loop over lists, too
 
@@ -185,7 +187,7 @@ def build(
         )  # fmt: skip
     except (struct.error, OverflowError) as error:
         raise SliceError(f"a header field is out of range: {error}") from None
-    nonce = os.urandom(_NONCE_BYTES)  # random 96 bits: a weekly key seals far fewer than 2^32 slices (SP 800-38D 8.3)
+    nonce = os.urandom(NONCE_BYTES)  # random 96 bits: a weekly key seals far fewer than 2^32 slices (SP 800-38D 8.3)
     return header + nonce + _cipher(key).encrypt(nonce, _encoder.encode(contents), _bound_to(job, partition))
 
 
@@ -206,14 +208,12 @@ def parse_header(data: bytes) -> Header | Lost:
 
 def open_contents(keys: Mapping[int, bytes], header: Header, partition: int, data: bytes) -> Contents | Lost:
     """Unseal the recipients of a slice. keys: queue keys by week. Whatever does not open or fit is Lost."""
-    key = keys.get(header.key_id)
-    if key is None:
-        return Lost("key-destroyed")
-    body = HEADER_BYTES + _NONCE_BYTES
+    plain = _unsealed(keys, header, partition, data)
+    if isinstance(plain, Lost):
+        return plain
     try:
-        plain = _cipher(key).decrypt(data[HEADER_BYTES:body], data[body:], _bound_to(header.job, partition))
         contents = _decoder.decode(plain)
-    except (InvalidTag, ValueError):  # msgspec.DecodeError is a ValueError; so is a nonce cut short
+    except ValueError:  # msgspec.DecodeError is one
         return Lost("does-not-open")
     if len(contents.rows) != header.count:
         return Lost("count-differs")
@@ -244,6 +244,35 @@ def retry_of(
         expires_at=header.expires_at, attempt=header.attempt + 1, flags=header.flags, date=header.date,
         doubt=[place for place, index in enumerate(rows) if index in doubted],
     )  # fmt: skip
+
+
+def resealed(keys: Mapping[int, bytes], key_id: int, partition: int, data: bytes) -> bytes | Lost:
+    """The same slice under another key: only key id and sealed part differ. Lost: no key opens it."""
+    header = parse_header(data)
+    if isinstance(header, Lost):
+        return header
+    plain = _unsealed(keys, header, partition, data)
+    if isinstance(plain, Lost):
+        return plain
+    nonce = os.urandom(NONCE_BYTES)
+    named = data[: KEY_ID.start] + key_id.to_bytes(2, "big") + data[KEY_ID.stop : HEADER_BYTES]
+    return named + nonce + _cipher(keys[key_id]).encrypt(nonce, plain, _bound_to(header.job, partition))
+
+
+def forget_keys() -> None:
+    """Let go of the ciphers of keys that were destroyed: whatever is still used is set up again."""
+    _cipher.cache_clear()
+
+
+def _unsealed(keys: Mapping[int, bytes], header: Header, partition: int, data: bytes) -> bytes | Lost:
+    key = keys.get(header.key_id)
+    if key is None:
+        return Lost("key-destroyed")
+    body = HEADER_BYTES + NONCE_BYTES
+    try:
+        return _cipher(key).decrypt(data[HEADER_BYTES:body], data[body:], _bound_to(header.job, partition))
+    except (InvalidTag, ValueError):  # ValueError: a nonce cut short
+        return Lost("does-not-open")
 
 
 def _bound_to(job: int, partition: int) -> bytes:

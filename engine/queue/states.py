@@ -1,23 +1,28 @@
 """The legal states of the queue in Redis, and a census that finds any other (after qmail's INTERNALS: list the states).
 
-A slice is, at every instant between two scripts, exactly one of
+A slice is, at every instant between two scripts, in exactly one state: *waiting* (its id in one due index ``d:``/``D:``
+of its site), *leased* (in the hash ``lease``, with token and holder) or *gone* (no key of it is left); and in both
+living states in the sorted set ``l:`` of its lane. Its ways, from `policy.transitions` (a test compares)::
 
-=========  =========================================  =================================================
-state      where its id is                            how it leaves
-=========  =========================================  =================================================
-waiting    one due index ``d:``/``D:`` of its site    lease
-leased     hash ``lease``, with token and holder      settle (gone, or kept), release, reclaim (waiting)
-gone       nowhere; no key of it is left
-=========  =========================================  =================================================
+    -       -> waiting (put, settle)
+    waiting -> waiting (assign, reseal) · leased (lease)
+    leased  -> leased (settle) · gone (settle, replay) · waiting (release, reclaim)
 
-and in both living states in the sorted set ``l:`` of its lane. A recipient is waiting (no done bit), perhaps in doubt
-(doubt bit), or has left the slice: terminal in the event stream, or moved to a younger slice by a retry.
+A recipient is waiting (no done bit), perhaps in doubt (doubt bit), or has left the slice: terminal in the event stream,
+or moved to a younger slice by a retry::
+
+    submitted -> queued | refused | expired | cancelled | lost (put)
+    queued    -> leased (lease) · lost (clear)
+    deferred  -> leased (lease) · lost (clear)
+    in doubt  -> leased (lease) · lost (clear)
+    leased    -> queued (release, reclaim) · deferred | in doubt | delivered | bounced | refused | expired |
+                 cancelled | unknown | lost (settle, replay)
 
 Other keys: ``idx`` site → earliest due, a lower bound; ``site`` lane → site, ``<lane`` → the site it is being moved
-from; ``hold`` holder → heartbeat counter; ``n`` seq, tok, beat; ``j:`` a job's standing and ``w``, its recipients
+from; ``hold`` holder → heartbeat counter; ``n`` seq, tok, beat, at; ``j:`` a job's standing and ``w``, its recipients
 without a terminal state; ``w:`` a bit for each chunk put; ``u:`` fingerprints.
 
-`violations` is pure: it judges a `Snapshot` somebody else took.
+`violations` judges a `Snapshot` somebody else took, `moves` the way from one to the next; both are pure.
 """
 
 from __future__ import annotations
@@ -26,8 +31,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from engine.queue.slices import MAX_ROWS, Header
+from policy import transitions
+from policy.transitions import GONE, LEASED, NOTHING, WAITING
 
-JOB_STATES = ("accepted", "expanding", "sending", "paused", "cancelled", "expired", "rejected", "lost")
+JOB_STATES = tuple(state for state in transitions.JOB_STATES if state != "done")  # a job that is done has no key left
 SENDING, PAUSED, CANCELLED = "sending", "paused", "cancelled"
 
 CAMPAIGN, PRIORITY = "d", "D"
@@ -53,13 +60,41 @@ def violations(seen: Snapshot) -> list[str]:
     return [*_of_slices(seen), *_of_indexes(seen), *_of_leases(seen), *_of_jobs(seen)]
 
 
+def state_of(seen: Snapshot, name: str) -> tuple[str, ...]:
+    """The states of the table a slice is in: exactly one, or the snapshot is not legal."""
+    waiting = sum(name in members for members in seen.due.values())
+    where = {WAITING: waiting, LEASED: int(name in seen.leases), GONE: int(not waiting and name not in seen.slices)}
+    return tuple(state for state in transitions.SLICE_STATES for _ in range(where[state]))
+
+
+def moves(before: Snapshot, after: Snapshot) -> list[str]:
+    """Every way from one snapshot to the next, one script later, that the table does not have; in words."""
+    found = []
+    for name in {*before.slices, *after.slices}:
+        source = state_of(before, name)[:1] or ("nowhere",) if name in before.slices else (NOTHING,)
+        target = state_of(after, name)[:1] or ("nowhere",)
+        if not transitions.allowed("slice", source[0], target[0]):
+            found.append(f"slice {name} went from {source[0] or 'nothing'} to {target[0]}")
+        old, new = before.slices.get(name), after.slices.get(name)
+        if old is not None and new is not None:
+            if old.done & ~new.done:
+                found.append(f"slice {name}: somebody who was done is not")
+            if new.done & ~old.done and source != (LEASED,):
+                found.append(f"slice {name}: somebody was done without a lease")
+            if (old.job, old.count, old.lane) != (new.job, new.count, new.lane):
+                found.append(f"slice {name} became another")
+            if old.date and old.date != new.date:
+                found.append(f"slice {name}: the date of its messages moved")
+    return found
+
+
 def _of_slices(seen: Snapshot) -> list[str]:
     found = []
     for name, header in seen.slices.items():
         places = [key for key, members in seen.due.items() if name in members]
-        living = len(places) + (name in seen.leases)
-        if living != 1:
-            found.append(f"slice {name} is in {living} states")
+        states = state_of(seen, name)
+        if len(states) != 1:
+            found.append(f"slice {name} is in {len(states)} states")
         lanes = [lane for lane, members in seen.lanes.items() if name in members]
         if lanes != [header.lane]:
             found.append(f"slice {name} is not in its lane alone")

@@ -8,7 +8,7 @@ An address typed here goes into no log and no store: it becomes a keyed tag befo
 they run only when it runs: ``--help`` stays fast.
 
 Rooms: `asking` (what every command needs), `suppressions`, `figures` (status, why), `work` (jobs), `holders`
-(accounts).
+(accounts), `destinations` (domains written to).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import asyncio
 import typer
 
 from policy.cli.asking import Config, fail
+from policy.cli.destinations import domain
 from policy.cli.figures import status, why
 from policy.cli.holders import account
 from policy.cli.suppressions import suppress
@@ -29,6 +30,7 @@ commands.add_typer(run, name="run")
 commands.add_typer(suppress, name="suppress")
 commands.add_typer(jobs, name="jobs")
 commands.add_typer(account, name="account")
+commands.add_typer(domain, name="domain")
 commands.command("status")(status)
 commands.command("why")(why)
 

@@ -22,6 +22,7 @@ Config = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
 Scope = Annotated[str, typer.Option("--scope", help="platform, account, list or topic.")]
+Because = Annotated[str, typer.Option("--reason", help="For the record.")]
 Of = Annotated[str, typer.Option("--of", help="Which account (acme), list or topic (acme/news).")]
 
 

@@ -1,12 +1,13 @@
-"""``sales-push account``: whose campaigns these are."""
+"""``sales-push account``: whose campaigns these are, and whether they may go on."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from policy.cli.asking import Config, Json, ask_writer, fail, reader_of, settings_of, show
+from policy.cli.asking import Because, Config, Json, ask_writer, fail, reader_of, settings_of, show
 
 account = typer.Typer(no_args_is_help=True, help="Accounts: whose campaigns these are.")
 
@@ -48,10 +49,16 @@ def account_list(as_json: Json = False, config: Config = None) -> None:
     reader = reader_of(settings_of(config))
     try:
         found = reader.accounts()
+        paused = {halt.account for halt in reader.halts()}
     finally:
         reader.close()
-    lines = [f"{one.number:>5}  {one.state:<7} {one.name}  {one.display_name}" for one in found]
-    show([asdict(one) for one in found], as_json, lines or ["no accounts: sales-push account add NAME"])
+    told = [{**asdict(one), "paused": one.number in paused} for one in found]
+    lines = [
+        f"{one.number:>5}  {'paused' if one.number in paused and not one.is_frozen else one.state:<7} {one.name}"
+        f"  {one.display_name}"
+        for one in found
+    ]
+    show(told, as_json, lines or ["no accounts: sales-push account add NAME"])
 
 
 @account.command("freeze")
@@ -66,3 +73,30 @@ def account_freeze(
     if not known:
         fail("no such account")
     show({"name": name, "frozen": not thaw}, as_json, [f"{name}: {'active' if thaw else 'frozen'}"])
+
+
+def _halt(name: str, act: str, reason: str, as_json: bool, config: Path | None) -> None:
+    told = ask_writer(settings_of(config), "halt_account", name=name, act=act, reason=reason)
+    jobs = f", {len(told['jobs'])} jobs cancelled" if act == "cancel" else ""
+    show({"name": name, **told}, as_json, [f"{name}: {told['state']}{jobs}"])
+
+
+AccountName = Annotated[str, typer.Argument(help="Name of the account.")]
+
+
+@account.command("pause")
+def account_pause(name: AccountName, reason: Because = "", as_json: Json = False, config: Config = None) -> None:
+    """Send nothing of an account until it is resumed; new jobs are still accepted (unlike `freeze`)."""
+    _halt(name, "pause", reason, as_json, config)
+
+
+@account.command("resume")
+def account_resume(name: AccountName, reason: Because = "", as_json: Json = False, config: Config = None) -> None:
+    """Go on with a paused account. One that is frozen stays frozen."""
+    _halt(name, "resume", reason, as_json, config)
+
+
+@account.command("cancel")
+def account_cancel(name: AccountName, reason: Because = "", as_json: Json = False, config: Config = None) -> None:
+    """Cancel every open job of an account for good; new jobs are still accepted."""
+    _halt(name, "cancel", reason, as_json, config)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from policy.cli.asking import Config, Json, ask_writer, keyring_of, reader_of, settings_of, show, when
+from policy.cli.asking import Because, Config, Json, ask_writer, keyring_of, reader_of, settings_of, show, when
 
 if TYPE_CHECKING:
     from policy.keys import Keyring
@@ -41,7 +41,6 @@ def _move(job: str, state: str, reason: str, as_json: bool, config: Path | None)
 
 
 JobName = Annotated[str, typer.Argument(help="Number, job id or account/job_id.")]
-Because = Annotated[str, typer.Option("--reason", help="For the record.")]
 
 
 @jobs.command("pause")

@@ -1,0 +1,17 @@
+-- Fragment: a waiting slice becomes a lease (T3). The first lease fixes the date of its messages.
+local function take(id, header, token, holder)
+  local date = string.sub(header, 33, 40)
+  if date == '\0\0\0\0\0\0\0\0' then
+    date = struct.pack('>I8', now)
+  end
+  redis.call('SETRANGE', prefix .. 's:' .. id, 32, date .. struct.pack('>I8', token))
+  redis.call('HSET', prefix .. 'lease', id, int(token) .. ' ' .. holder)
+end
+
+-- After the last of a call: the highest token given, and a heartbeat for who has leases.
+local function remember(token, holder)
+  redis.call('HSET', prefix .. 'n', 'tok', int(token))
+  if redis.call('HEXISTS', prefix .. 'hold', holder) == 0 then
+    redis.call('HSET', prefix .. 'hold', holder, redis.call('HINCRBY', prefix .. 'n', 'beat', 1))
+  end
+end
