@@ -19,6 +19,7 @@ from engine.queue.lanes import PutRequest
 from engine.queue.slices import Contents, Header, Lost, open_slice
 from policy import keyspace
 from policy.address import mref_of, normalise, parse, tag_of
+from policy.drains import places_of
 from policy.events import Event, Kind, Reason, decode_batch
 from policy.gate import Mode
 from policy.instants import SECOND_US, week_of
@@ -277,3 +278,35 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def test_a_chunk_expanded_anew_spares_whom_the_ledger_has(keyring: Keyring) -> None:
+    """Redis came back older (T12): who has reached an end is neither put nor refused again, whatever is known now."""
+    names = ["sent", "late", "barred", "new", "barred-now"]
+    rows: list[Recipient | None] = [Recipient(f"{name}@one.example") for name in names]
+    rows += [Recipient("late@one.example"), Recipient("late@one.example"), None]
+    by_name = {name: mref_of(b"k" * 32, f"{name}@one.example") for name in names}
+    prepared = expand.prepare(terms(), keyring, 64, rows, 0, NOW)
+    people = prepared.people[keyspace.partition_of("one.example")]
+    dup, no = Reason.DUPLICATE, Reason.SUPPRESSED
+    facts = {people[0].partition: bytes([0, 0, no, 0, no, dup, dup])}
+    permitted = expand.decide(terms(), prepared, facts, {}, 1.0)
+    invalid = prepared.events[expand.INVALID_PARTITION, ""][0].mref
+    ended = {by_name["sent"], by_name["barred"], by_name["barred-now"], invalid}
+
+    left = expand.spare(prepared, permitted, ended, {by_name["late"]: 1})
+    assert [person.local for person in left] == ["late", "new"]
+    assert [person.local for some in prepared.people.values() for person in some] == ["late", "new"]
+    told = [(event.mref, event.reason) for events in prepared.events.values() for event in events]
+    assert told == [(by_name["late"], dup)], "of two repetitions the ledger has one"
+    expand.number(left, [Resolved(1, 2), Resolved(3, 4)])
+    shares = expand.shares(terms(), keyring, prepared)
+    assert sum(header.count for _, _, header, _ in slices_of(keyring, shares)) == 2
+    assert len(events_of(shares)) == 1
+
+
+def test_the_places_of_a_chunk_are_its_own() -> None:
+    ranges = [places_of(chunk) for chunk in (0, 1, 63, 64)]
+    assert all(low <= high < 0 for low, high in ranges)
+    assert len({n for low, high in ranges for n in (low, high)}) == 8
+    assert ranges[1][1] == ranges[0][0] - 1

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.queue import journal
-from engine.queue.journal import Intent, Journal, JournalBroken, Outcome, Plan
-from engine.queue.replay import MAGIC
+from engine.queue.journal import Forgotten, Intent, Journal, JournalBroken, Outcome, Plan
+from engine.queue.replay import MAGIC, encode_intent, frame
 from policy.events import Kind
 
 HOLDER = "host/worker-0"
@@ -196,6 +196,93 @@ async def test_a_living_workers_folder_is_its_own(tmp_path: Path) -> None:
         assert logs[0].records == (an_outcome(0),)
         journal.discard(logs)
     assert journal.read_folder(tmp_path) == []
+
+
+class Clock:
+    """Redis TIME, in microseconds."""
+
+    now = 1_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+async def test_a_file_lives_until_the_ledger_has_what_was_settled(tmp_path: Path) -> None:
+    clock = Clock()
+    book = Journal.open(tmp_path, HOLDER, BOOT, file_limit=100, clock=clock)
+    for token in (1, 2):
+        for index in range(5):
+            book.record(an_outcome(index, token=token))
+        await book.durable()
+    assert files_in(tmp_path) == 3
+    book.ledgered(900)
+    book.forget(63, "c1", 1)
+    book.ledgered(999)
+    assert files_in(tmp_path) == 3, "what was settled at 1000 is not in the ledger yet"
+    book.ledgered(1_000)
+    assert files_in(tmp_path) == 2
+    book.ledgered(5_000)
+    assert files_in(tmp_path) == 2, "its lease is not over"
+    book.forget(63, "c1", 2)
+    book.ledgered(5_000)
+    assert files_in(tmp_path) == 2, "the clock of Redis stepped back: that was said before"
+    book.ledgered(1_001)
+    assert files_in(tmp_path) == 1
+    await book.close()
+
+
+async def test_a_clean_stop_keeps_what_the_ledger_lacks_and_does_not_replay_it(tmp_path: Path) -> None:
+    book = Journal.open(tmp_path, HOLDER, BOOT, epoch=4, clock=Clock())
+    book.intend([an_intent(0)])
+    book.record(an_outcome(0))
+    await book.durable()
+    book.forget(63, "c1", 9)
+    await book.close()
+
+    assert journal.read_folder(tmp_path) == []
+    assert journal.read_kept(tmp_path, 4) == ([], [tmp_path / "00000001.kept"])
+    (log,), same = journal.read_kept(tmp_path, 5)
+    assert same == []
+    assert (log.epoch, log.records) == (4, (an_intent(0), an_outcome(0), Forgotten(63, "c1", 9)))
+
+    clock = Clock()
+    later = Journal.open(tmp_path, HOLDER, BOOT, epoch=5, clock=clock)
+    assert files_in(tmp_path) == 1
+    assert (tmp_path / "00000002.journal").exists(), "a number is given once"
+    later.retain([log.path])
+    later.ledgered(999)
+    assert log.path.exists()
+    later.ledgered(1_000)
+    assert not log.path.exists()
+    await later.close()
+
+
+async def test_what_was_replayed_is_told_from_what_is_to_be(tmp_path: Path) -> None:
+    dead = Journal.open(tmp_path, HOLDER, BOOT)
+    dead.record(an_outcome(0))
+    await dead.close()
+    book = Journal.open(tmp_path, "host/worker-0-b", BOOT, clock=Clock())
+    (log,) = (log for log in journal.read_folder(tmp_path) if log.holder == HOLDER)
+    book.retain([log.path])
+
+    assert [each.holder for each in journal.read_folder(tmp_path)] == ["host/worker-0-b"]
+    assert journal.read_head(tmp_path / "00000001.kept").holder == HOLDER
+    await book.close()
+
+
+def test_a_head_of_before_epochs_is_of_epoch_0(tmp_path: Path) -> None:
+    path = tmp_path / "00000001.journal"
+    path.write_bytes(MAGIC + frame(b"\0\0\6" + BOOT.encode() + HOLDER.encode()) + frame(encode_intent(an_intent(0))))
+    log = journal.read(path)
+    assert (log.boot, log.holder, log.epoch, log.records) == (BOOT, HOLDER, 0, (an_intent(0),))
+
+
+def test_who_was_on_a_lease_that_was_handed_back_is_not_in_doubt() -> None:
+    """421 after the dot, or a gate that said no: the intent stays open, and the next lease says what became of it."""
+    logs = [journal.Log(Path("x"), BOOT, HOLDER, (an_intent(0), an_outcome(1), Forgotten(63, "c1", 9)), 0)]
+    found = journal.plan(logs, BOOT)
+    assert found.in_doubt == {}
+    assert found.outcomes == {(63, "c1", 9): [an_outcome(1)]}
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

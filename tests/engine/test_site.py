@@ -71,6 +71,9 @@ async def test_mx_by_preference_each_with_its_addresses() -> None:
     ]
     assert {site.target(turn).name for turn in range(5)} == {"mx1.a.com"}, "a backup MX is for trouble"
     assert site.target(0, failures=2).name == "mx2.a.com"
+    for turn in range(4):
+        tried = [site.target(turn, failures) for failures in range(len(site.hosts))]
+        assert sorted(map(id, tried)) == sorted(map(id, site.hosts)), "in one turn everyone is tried, nobody twice"
     assert site.tls is Tls.MAY
 
 

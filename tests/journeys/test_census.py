@@ -69,6 +69,7 @@ FAMILIES = (
     Family("keys", r"keys/(pepper|token|return-path|service|intake|lane)\.\d+", "policy.keys", "none", "rotation"),
     Family("weekly keys", r"keys/(queue|kek)\.\d+", "policy.keys", "none", "with what they seal"),
     Family("keys, being made", r"keys/\.[a-z.-]+\d+\.[0-9a-f]{8}", "policy.keys", "none", "at once"),
+    Family("keys, being destroyed", r"keys/\.destroyed\.queue\.\d+", "policy.keys", "none", "at once"),
     Family("signing keys", r"keys/dkim/[a-z0-9.-]+\.(rsa|ed25519)\.pem", "engine.message.dkim", "none", "rotation"),
 )
 # What only the world of the tests puts into the folder.
@@ -80,7 +81,7 @@ ELSEWHERE = {"dead"}
 # Must be gone when no job is under way (CATALOGUE: "with its last slice", "with the job", "settle", …).
 PASSING = {
     "slice", "lane", "lane sites", "due index", "due sites", "leases", "holders", "job state", "chunks put",
-    "duplicates", "halts",
+    "duplicates", "halts", "hosts",
 }  # fmt: skip
 
 

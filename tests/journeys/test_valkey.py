@@ -12,7 +12,7 @@ import pytest
 import redis.exceptions
 
 from policy import keyspace
-from policy.valkey import EmbeddedServer, EmbeddedServerError, ServerRefused, check_server, connect
+from policy.valkey import EmbeddedServer, EmbeddedServerError, ServerRefused, call, check_server, connect
 from tests.world.servers import ValkeyServer, short_folder, valkey, valkey_server
 
 __all__ = ["valkey"]
@@ -112,4 +112,22 @@ async def test_nobody_there_is_an_error_of_the_connection() -> None:
         client = connect(f"unix://{folder}/none.sock")
         with pytest.raises((redis.exceptions.ConnectionError, OSError)):
             await client.ping()
+        await client.aclose()
+
+
+async def test_a_command_that_is_cancelled_is_cancelled(valkey: ValkeyServer) -> None:
+    """redis-py's own default of 5 s a command wraps it in asyncio.wait_for, which swallows a cancellation now and then:
+    a loop that was told to end went on."""
+    client = connect(valkey.url)
+    try:
+        await call(client, "PING")
+        for turns in range(120):
+            asking = asyncio.create_task(call(client, "PING"))
+            for _ in range(turns % 12):
+                await asyncio.sleep(0)
+            if not asking.done():
+                asking.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asking
+    finally:
         await client.aclose()

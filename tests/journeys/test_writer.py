@@ -352,8 +352,10 @@ async def test_pause_resume_cancel_reach_every_partition(world: PolicyWorld) -> 
     assert await world.ask.job_state(str(number), "sending") == "expanding"
     assert await world.redis.hget(key, "st") == b"sending"
     assert not await world.redis.exists(keyspace.halts(9))
+    await world.ask.chunk(number, 0, b"a" * 32, 1)
     assert await world.ask.job_state("acme/spring", "cancelled") == "cancelled"
     assert await world.redis.hget(key, "st") == b"cancelled"
+    assert await world.redis.sismember(keyspace.halts(9), f"x{number}")  # for shares that are put from now on
     with pytest.raises(WireError, match="is cancelled"):
         await world.ask.job_state(number, "sending")
     with pytest.raises(WireError) as error:

@@ -94,7 +94,7 @@ def test_an_answer_in_other_words_is_no_answer(told: object) -> None:
     """What the store says is taken only when it is a standing we know and exactly one fact for everyone asked about."""
     request = GateRequest(PART, "c1", 1, [bytes(12), bytes(12)], DOMAIN)
 
-    answer = room._answer(request, told)
+    [answer] = room._answers([request], told)
 
     if answer is not None:
         assert isinstance(answer.standing, Standing)
@@ -105,7 +105,9 @@ def test_an_answer_in_other_words_is_no_answer(told: object) -> None:
     "told", [[0, b""], [0, b"\0"], [0, b"\0\0\0"], [0, "\0\0"], [7, b""], [1, b"\0\0"], [0], b"\0\0"]
 )
 def test_a_short_or_long_answer_is_no_answer(told: object) -> None:
-    assert room._answer(GateRequest(PART, "c1", 1, [bytes(12), bytes(12)], DOMAIN), told) is None
+    request = GateRequest(PART, "c1", 1, [bytes(12), bytes(12)], DOMAIN)
+    assert room._answers([request], told) == [None]
+    assert room._answers([request, request], told) == [None, None]
 
 
 # --- the script against a model -------------------------------------------------------------------------------------

@@ -13,11 +13,15 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policy.instants import WEEK_US
 from policy.keys import (
+    QUEUE_KEY_LIFE_US,
     SEAL_OVERHEAD,
+    SUCCESSOR_AGE_US,
     Keyring,
     KeyringError,
     SealError,
+    destroy_old,
     ensure_week,
     open_note,
     open_sealed,
@@ -188,3 +192,87 @@ def test_notes_are_sealed_and_no_text_is_no_bytes(folder: Path) -> None:
     assert b"bob" not in note
     assert open_note(keyring, note) == "550 5.1.1 <bob@example.com> unknown ?"
     assert (seal_note(keyring, ""), open_note(keyring, b"")) == (b"", "")
+
+
+def test_systemds_credentials_may_show_its_acl_as_group_bits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keyring = Keyring.create(folder, 2967)
+    for path in folder.iterdir():
+        path.chmod(0o440)
+    folder.chmod(0o550)
+    with pytest.raises(KeyringError, match="open to others"):
+        Keyring.load(folder)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+    assert Keyring.load(folder) == keyring
+    (folder / "lane.1").chmod(0o444)
+    with pytest.raises(KeyringError, match=r"lane\.1 is readable by others"):
+        Keyring.load(folder)
+    (folder / "lane.1").chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder.parent))
+    with pytest.raises(KeyringError, match="open to others"):
+        Keyring.load(folder)
+
+
+# --- destruction (decision 3): 14 days after the end of its week, never before a younger key is a day old -------------
+
+WEEK = 2967
+ENDED_US = (WEEK + 1) * WEEK_US
+
+
+def aged(folder: Path, week: int, at_us: int) -> None:
+    """The slice key of a week, made at this instant."""
+    ensure_week(folder, week)
+    os.utime(folder / f"queue.{week}", ns=(at_us * 1000, at_us * 1000))
+
+
+def queue_keys(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if "queue" in path.name)
+
+
+def test_a_slice_key_is_destroyed_14_days_after_its_week(folder: Path) -> None:
+    Keyring.create(folder, WEEK)
+    aged(folder, WEEK + 1, ENDED_US)
+    secret = (folder / f"queue.{WEEK}").read_bytes()
+    held = os.open(folder / f"queue.{WEEK}", os.O_RDONLY)  # what a disk would still hold after the name is gone
+    try:
+        assert destroy_old(folder, ENDED_US + QUEUE_KEY_LIFE_US - 1) == []
+        assert queue_keys(folder) == [f"queue.{WEEK}", f"queue.{WEEK + 1}"]
+        assert destroy_old(folder, ENDED_US + QUEUE_KEY_LIFE_US) == [WEEK]
+        assert os.pread(held, 1000, 0) == b"\0" * len(secret)
+    finally:
+        os.close(held)
+    assert queue_keys(folder) == [f"queue.{WEEK + 1}"]
+    assert WEEK not in Keyring.load(folder).queue
+    assert destroy_old(folder, ENDED_US + QUEUE_KEY_LIFE_US) == []
+    assert (folder / f"kek.{WEEK}").exists()  # subjects' keys have their own end
+
+
+def test_the_newest_key_stays_however_old_it_is(folder: Path) -> None:
+    Keyring.create(folder, WEEK)
+    assert destroy_old(folder, ENDED_US + 100 * WEEK_US) == []
+    assert queue_keys(folder) == [f"queue.{WEEK}"]
+
+
+def test_after_a_month_away_old_keys_live_until_what_waits_could_be_sealed_anew(folder: Path) -> None:
+    Keyring.create(folder, WEEK)
+    back = ENDED_US + 5 * WEEK_US
+    aged(folder, WEEK + 6, back)
+    assert destroy_old(folder, back + SUCCESSOR_AGE_US - 1) == []
+    assert destroy_old(folder, back + SUCCESSOR_AGE_US) == [WEEK]
+
+
+def test_a_clock_that_was_far_ahead_for_a_moment_destroys_nothing(folder: Path) -> None:
+    Keyring.create(folder, WEEK)
+    ahead = ENDED_US + 30 * WEEK_US
+    aged(folder, WEEK + 31, ahead)
+    assert destroy_old(folder, ahead) == []
+    assert destroy_old(folder, ENDED_US - WEEK_US) == []  # and right again
+
+
+def test_a_crash_in_the_middle_leaves_no_half_key_and_is_finished_later(folder: Path) -> None:
+    Keyring.create(folder, WEEK)
+    aged(folder, WEEK + 1, ENDED_US)
+    (folder / f"queue.{WEEK}").rename(folder / f".destroyed.queue.{WEEK}")
+    (folder / f".destroyed.queue.{WEEK}").write_bytes(b"\0" * 65)
+    assert list(Keyring.load(folder).queue) == [WEEK + 1]
+    assert destroy_old(folder, ENDED_US) == []
+    assert queue_keys(folder) == [f"queue.{WEEK + 1}"]

@@ -183,8 +183,11 @@ async def test_with_redis_away_links_work_and_opt_outs_are_not_claimed(street: S
         assert status == 503
         assert "Unsubscribed" not in body
         await street.world.server.start()
-        status, _ = await street.ask("POST", street.optout(), data={"List-Unsubscribe": "One-Click"})
-        assert status == 200
+        # a server that comes back is compared with SQL first (T12); until then the answer stays an honest 503
+        while (answer := await street.ask("POST", street.optout(), data={"List-Unsubscribe": "One-Click"}))[0] == 503:
+            assert "Unsubscribed" not in answer[1]
+            await asyncio.sleep(0.05)
+        assert answer[0] == 200
         assert await street.gate_cell() is not None
 
 

@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -206,10 +206,12 @@ async def mail_world(
     tls: str = "off",
     sink_options: Sequence[str] = (),
     others: Mapping[str, int] | None = None,
+    prepare: Callable[[Path], Awaitable[None]] | None = None,
 ) -> AsyncIterator[MailWorld]:
     """providers: descriptions of engine.rehearsal.providers, each with a name of its own; default one that accepts.
 
     others: ports of servers that are not ours, by name: domains under ``<name>.test`` are routed there.
+    prepare: lays out the folder of an installation that was, with its keys, its queue and its account "shop".
     """
     providers = providers or ("accept:0:name=accept",)
     async with contextlib.AsyncExitStack() as stack:
@@ -222,16 +224,20 @@ async def mail_world(
         stack.push_async_callback(_end, sink)
         assert sink.stdout is not None
         said = json.loads(await sink.stdout.readline())
+        if prepare is not None:
+            await prepare(folder)
         policy = await stack.enter_async_context(policy_world(folder))
-        _keys(policy.settings.keys_dir / "dkim")
+        if prepare is None:
+            _keys(policy.settings.keys_dir / "dkim")
         routes = "\n".join(
             f'"*.{name}.test" = "127.0.0.1:{port}"' for name, port in {**said["ports"], **(others or {})}.items()
         )
         config = folder / "sales-push.toml"
         config.write_text(_CONFIG.format(folder=folder, workers=workers, tls=tls, routes=routes))
-        await policy.ask.account_add(
-            "shop", display_name="The Shop", postal_address="1 High Street", opens_mode=3, clicks_mode=3
-        )
+        if prepare is None:
+            await policy.ask.account_add(
+                "shop", display_name="The Shop", postal_address="1 High Street", opens_mode=3, clicks_mode=3
+            )
         mail = MailWorld(policy, folder, config, said["ports"], said["control"])
 
         async def end_workers() -> None:

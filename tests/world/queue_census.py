@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from redis.asyncio import Redis
 
@@ -39,38 +39,42 @@ def some_slice(
 
 async def census(redis: Redis, partition: int) -> states.Snapshot:
     """Everything of the queue under one hash tag. Only for tests: KEYS is slow, and nothing may run meanwhile."""
+    return (await whole_census(redis, partition))[0]
+
+
+async def whole_census(redis: Redis, partition: int) -> tuple[states.Snapshot, dict[str, bytes]]:
+    """The census, and every slice as it is stored. Two round trips."""
     prefix = keyspace.prefix(partition)
-    keys: list[bytes] = await _ask(redis, "KEYS", f"{prefix}*")
-    found: dict[str, Any] = {name: {} for name in ("slices", "lanes", "due", "waiting")}
-    for raw in keys:
-        name = raw.decode()
-        assert keyspace.entry_of(name) is not None, f"{name} is not in the inventory"
-        kind, _, rest = name.removeprefix(prefix).partition(":")
-        if kind == "s":
-            header = slices.parse_header(await _ask(redis, "GET", name))
-            assert isinstance(header, slices.Header)
-            found["slices"][rest] = header
-        elif kind == "l":
-            found["lanes"][rest] = await _scores(redis, name)
-        elif kind in ("d", "D"):
-            found["due"][kind, rest] = await _scores(redis, name)
-        elif kind == "j":
-            found["waiting"][int(rest)] = int(await _ask(redis, "HGET", name, "w"))
+    [keys] = await _ask(redis, [("KEYS", f"{prefix}*")])
+    names = [raw.decode() for raw in keys]
+    unknown = [name for name in names if keyspace.entry_of(name) is None]
+    assert not unknown, f"{unknown} are not in the inventory"
+    kinds = [(kind, rest) for kind, _, rest in (name.removeprefix(prefix).partition(":") for name in names)]
+    asked = {(kind, rest): _HOW[kind](name) for name, (kind, rest) in zip(names, kinds, strict=True) if kind in _HOW}
+    told = dict(zip(asked, await _ask(redis, list(asked.values())), strict=True))
+    stored: dict[str, bytes] = {rest: data for (kind, rest), data in told.items() if kind == "s"}
+    headers: dict[str, slices.Header] = {}
+    for name, data in stored.items():
+        header = slices.parse_header(data)
+        assert isinstance(header, slices.Header)
+        headers[name] = header
     leases = {}
-    for slice_id, lease in (await _hash(redis, keyspace.leases(partition))).items():
+    for slice_id, lease in _pairs(told.get(("lease", ""), {})).items():
         match = re.fullmatch(r"(\d+) (\S+)", lease)
         assert match is not None
         leases[slice_id] = (int(match[1]), match[2])
-    counters = await _hash(redis, keyspace.counter(partition))
-    holders = await _hash(redis, keyspace.holders(partition))
-    return states.Snapshot(
-        **found,
-        sites=await _hash(redis, keyspace.lane_sites(partition)),
-        index=await _scores(redis, keyspace.due_sites(partition)),
+    seen = states.Snapshot(
+        slices=headers,
+        lanes={rest: _scores(members) for (kind, rest), members in told.items() if kind == "l"},
+        sites=_pairs(told.get(("site", ""), {})),
+        due={(kind, rest): _scores(members) for (kind, rest), members in told.items() if kind in ("d", "D")},
+        index=_scores(told.get(("idx", ""), [])),
         leases=leases,
-        holders={name: int(count) for name, count in holders.items()},
-        tokens=int(counters.get("tok", "0")),
+        holders={name: int(count) for name, count in _pairs(told.get(("hold", ""), {})).items()},
+        tokens=int(_pairs(told.get(("n", ""), {})).get("tok", "0")),
+        waiting={int(rest): int(count) for (kind, rest), count in told.items() if kind == "j"},
     )
+    return seen, stored
 
 
 async def assert_legal(redis: Redis, *partitions: int) -> None:
@@ -78,16 +82,32 @@ async def assert_legal(redis: Redis, *partitions: int) -> None:
         assert states.violations(await census(redis, partition)) == []
 
 
-async def _scores(redis: Redis, key: str) -> dict[str, int]:
-    told = await _ask(redis, "ZRANGE", key, "0", "-1", "WITHSCORES")
+def _sorted_set(name: str) -> tuple[str, ...]:
+    return ("ZRANGE", name, "0", "-1", "WITHSCORES")
+
+
+def _whole_hash(name: str) -> tuple[str, ...]:
+    return ("HGETALL", name)
+
+
+_HOW: Final[Mapping[str, Callable[[str], tuple[str, ...]]]] = {
+    "s": lambda name: ("GET", name),
+    "j": lambda name: ("HGET", name, "w"),
+    **dict.fromkeys(("l", "d", "D", "idx"), _sorted_set),
+    **dict.fromkeys(("site", "lease", "hold", "n"), _whole_hash),
+}
+
+
+def _scores(told: Any) -> dict[str, int]:
     return {member.decode(): int(score) for member, score in told}
 
 
-async def _hash(redis: Redis, key: str) -> dict[str, str]:
-    return {field.decode(): value.decode() for field, value in (await _ask(redis, "HGETALL", key)).items()}
+def _pairs(told: Any) -> dict[str, str]:
+    return {field.decode(): value.decode() for field, value in told.items()}
 
 
-async def _ask(redis: Redis, *command: str) -> Any:
+async def _ask(redis: Redis, commands: Sequence[tuple[str, ...]]) -> list[Any]:
     async with redis.pipeline(transaction=False) as pipe:  # the one typed way to send a command by its name
-        pipe.execute_command(*command)
-        return (await pipe.execute())[0]
+        for command in commands:
+            pipe.execute_command(*command)
+        return list(await pipe.execute())

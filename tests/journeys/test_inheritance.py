@@ -1,0 +1,50 @@
+"""What a dead worker held of the intake is its successor's at once, and its name is forgotten (T1, I7, I8)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.campaign.claims import Claims, Limits, inherit
+from policy import keyspace
+from tests.world.servers import ValkeyServer, valkey
+
+__all__ = ["valkey"]
+
+
+async def _held(server: ValkeyServer, name: str, count: int) -> Claims:
+    claims = Claims(server.client, name, Limits(claim=2000), lambda: 0.0)
+    await claims.prepare()
+    for number in range(count):
+        await server.client.xadd(keyspace.INTAKE, {"job": str(number)})
+    assert len(await claims.new(count, 0.0)) == count
+    return claims
+
+
+async def test_what_the_dead_held_is_taken_at_the_next_look_and_counts_as_a_delivery(valkey: ValkeyServer) -> None:
+    await _held(valkey, "host:0:1-a", 3)
+    await inherit(valkey.client, "host:0:2-b", ["host:0:1-a", "host:0:0-never"])
+
+    heir = Claims(valkey.client, "host:0:2-b", Limits(), lambda: 0.0)
+    taken = await heir.take(0.0)
+    assert [(entry.fields[b"job"], entry.deliveries) for entry in taken] == [(b"0", 2), (b"1", 2), (b"2", 2)]
+    consumers: Any = await valkey.client.xinfo_consumers(keyspace.INTAKE, keyspace.INTAKE_GROUP)
+    assert [consumer["name"] for consumer in consumers] == [b"host:0:2-b"]
+
+
+async def test_more_than_one_call_of_redis_takes(valkey: ValkeyServer) -> None:
+    await _held(valkey, "host:0:1-a", 1500)
+    await inherit(valkey.client, "host:0:2-b", ["host:0:1-a"])
+    pending: Any = await valkey.client.xpending(keyspace.INTAKE, keyspace.INTAKE_GROUP)
+    assert [(each["name"], each["pending"]) for each in pending["consumers"]] == [(b"host:0:2-b", 1500)]
+
+
+async def test_the_living_keep_what_they_hold(valkey: ValkeyServer) -> None:
+    await _held(valkey, "host:1:9-z", 2)
+    await inherit(valkey.client, "host:0:2-b", ["host:0:1-a"])
+    pending: Any = await valkey.client.xpending(keyspace.INTAKE, keyspace.INTAKE_GROUP)
+    assert [(each["name"], each["pending"]) for each in pending["consumers"]] == [(b"host:1:9-z", 2)]
+
+
+async def test_there_need_be_no_intake_yet(valkey: ValkeyServer) -> None:
+    await inherit(valkey.client, "host:0:2-b", ["host:0:1-a"])
+    assert not await valkey.client.exists(keyspace.INTAKE)
