@@ -42,6 +42,7 @@ from policy.vitals import Number, Vitals, run_dir
 
 PARENT_VARIABLE = "SALES_PUSH_PARENT"  # pid of the supervisor, for `die_with_parent` in the child
 EXIT_CONFIG = 2
+EXIT_OLDER = 3
 SOCKET_SECONDS = 60.0  # the first start migrates the database; after that the others may as well start and wait
 RECORD_SECONDS = 15.0  # the writer folds what the engine settled last; killed, it would do so at the next start
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -169,7 +170,10 @@ class Child:
             if self.stop.is_set():
                 break
             lived = time.monotonic() - began
-            self._failures = 1 if lived >= settings.stable_seconds else self._failures + 1
+            if code == EXIT_OLDER:
+                self._failures = 1  # Redis came back older, and everybody waits for this worker's next life (T12)
+            else:
+                self._failures = 1 if lived >= settings.stable_seconds else self._failures + 1
             self.restarts += 1
             self.state = "pausing"
             changed(self, code)

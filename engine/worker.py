@@ -159,7 +159,7 @@ def _matches(pattern: str, host: str) -> bool:
 
 
 def run_worker(index: int, config: Path | None) -> int:
-    """Exit code: 0 drained, 1 failed, 3 Redis came back older. Raises ConfigError, KeyringError before anything else."""
+    """Exit code: 0 drained, 1 failed, 3 Redis came back older. Raises ConfigError, KeyringError before all that."""
     policy = load(PolicySettings, config)
     settings = load(EngineSettings, config)
     logs.configure(f"engine-{index}", json=policy.log_json, level=policy.log_level)

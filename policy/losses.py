@@ -27,10 +27,10 @@ submit it again.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -39,6 +39,9 @@ import structlog
 from sqlalchemy import Connection, select
 
 from policy import chores, cursors, jobs, keyspace
+from policy.endings import Endings
+from policy.enforcement import Enforcement
+from policy.restore import Restore
 from policy.schema import job, job_chunk
 from policy.store import Store
 from policy.valkey import Client
@@ -51,25 +54,6 @@ _SOON: Final = 1.0
 _LATEST: Final = 30.0
 _MARK: Final = 64  # bits an entry in `chunks_put`; the last one is set when it is whole (engine.campaign.expand)
 _PAGE: Final = 1000
-
-
-@dataclass(slots=True)
-class Hooks:
-    """What the writer lends. look: compares the run of Redis, at once; epoch, is_open: of `policy.restore`;
-    drain: all that is in the streams into the ledger; show: tells Redis a job's state; closed: a job's rows are known;
-    over: a job is over, its keys may go; resumed: a job has so many ended rows and goes on; still: no event is recorded
-    and no key freed meanwhile; lost: jobs of which the drains correct the number of lost rows."""
-
-    look: Callable[[], Awaitable[object]]
-    epoch: Callable[[], int]
-    is_open: Callable[[], bool]
-    drain: Callable[[], Awaitable[None]]
-    show: Callable[[int, str], Awaitable[None]]
-    closed: Callable[[int, int], Awaitable[None]]
-    over: Callable[[int], None]
-    resumed: Callable[[int, int], None]
-    still: Callable[[], AbstractAsyncContextManager[None]]
-    lost: set[int]
 
 
 @dataclass(slots=True)
@@ -98,20 +82,32 @@ class _Standing:
 
 
 class Losses:
-    """One a writer. monotonic: seconds, for tests."""
+    """One a writer. drain: all that is in the streams into the ledger; draining: held by each drain; lost: jobs whose
+    number of lost rows the drains correct; monotonic: seconds, for tests."""
 
     def __init__(
         self,
         redis_client: Client,
         store: Store,
         clock: Callable[[], int],
-        hooks: Hooks,
+        *,
+        restore: Restore,
+        endings: Endings,
+        enforcement: Enforcement,
+        drain: Callable[[], Awaitable[None]],
+        draining: asyncio.Lock,
+        lost: set[int],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._redis = redis_client
         self._store = store
         self._clock = clock
-        self._hooks = hooks
+        self._restore = restore
+        self._endings = endings
+        self._enforcement = enforcement
+        self._drain = drain
+        self._draining = draining
+        self._lost = lost
         self._monotonic = monotonic
         self._suspects: dict[int, _Suspect] = {}
         self._remains: set[int] = set()
@@ -131,12 +127,13 @@ class Losses:
         if (suspect := self._suspects.get(number)) is not None:
             suspect.begin_anew(self._monotonic())
 
-    async def round(self, until: int) -> None:
-        """until: jobs up to this number were accepted before the last restore. Raises RedisError, the store's error."""
-        if not until or not self._hooks.is_open():
+    async def round(self) -> None:
+        """One look at each suspect that is due. Raises RedisError, the store's error."""
+        until = self._restore.until
+        if not until or not self._restore.is_open:
             return
-        if self._epoch != self._hooks.epoch():  # this process has begun, or Redis has come back older
-            epoch = self._hooks.epoch()
+        if self._epoch != self._restore.epoch:  # this process has begun, or Redis has come back older
+            epoch = self._restore.epoch
             self._suspects = {number: _Suspect() for number in await self._store.write(lambda c: _open_jobs(c, until))}
             await self.sweep()
             self._epoch = epoch
@@ -147,7 +144,7 @@ class Losses:
         for number in list(self._remains):
             if await self.waiting(number) == 0:
                 self._remains.discard(number)
-                self._hooks.over(number)
+                self._endings.over(number)
 
     async def waiting(self, number: int) -> int:
         """Rows of a job on the lanes."""
@@ -160,7 +157,7 @@ class Losses:
 
     async def _is_settled(self, number: int, suspect: _Suspect) -> bool:
         """Whether this job need not be looked at any more."""
-        now, epoch = self._monotonic(), self._hooks.epoch()
+        now, epoch = self._monotonic(), self._restore.epoch
         standing = await self._store.write(lambda conn: _standing(conn, number))
         if standing is None or standing.is_over:
             return True
@@ -179,9 +176,9 @@ class Losses:
         if standing.rows_submitted is None and not await self._is_torn(number, standing, suspect, now):
             suspect.due = now + _SOON
             return False
-        await self._hooks.drain()
-        await self._hooks.look()
-        if self._hooks.epoch() != epoch or not self._hooks.is_open() or suspect.intake is None:
+        await self._drain()
+        await self._restore.look()
+        if self._restore.epoch != epoch or not self._restore.is_open or suspect.intake is None:
             return False  # it came back older again, or the job was offered again, right now
         if waiting:
             await self._give_up(number)
@@ -215,18 +212,19 @@ class Losses:
     async def _give_up(self, number: int) -> None:
         rows = await self._store.write(lambda conn: jobs.give_up(conn, number, self._clock()))
         log.error("a job has lost a part of its audience: what waits for it ends", job=number)
-        await self._hooks.show(number, "lost")
-        await self._hooks.closed(number, rows)
+        await self._enforcement.show_job(number, "lost")
+        await self._endings.submitted(number, rows)
 
     async def _lose(self, number: int) -> bool:
-        missing = await self._store.write(lambda conn: jobs.lose(conn, number, self._clock()))
-        if missing is None:
-            return False  # the last events came, its end is told as any other
+        async with self._draining, self._endings.freeing:  # in this order, as a drain takes them
+            missing = await self._store.write(lambda conn: jobs.lose(conn, number, self._clock()))
+            if missing is None:
+                return False  # the last events came, its end is told as any other
+            self._lost.add(number)
+            self._endings.over(number)
         self.lost_jobs += 1
         self.lost_rows += missing
         log.error("a job has lost recipients: redis came back without them", job=number, recipients=missing)
-        self._hooks.lost.add(number)
-        self._hooks.over(number)
         return True
 
     # --- what is left -------------------------------------------------------------------------------------------
@@ -256,7 +254,7 @@ class Losses:
 
     async def take_up(self, record: JobRecord) -> Accepted:
         """A lost job, offered again. Raises Refused while something of it is on the lanes, RedisError."""
-        async with self._hooks.still():
+        async with self._draining, self._endings.freeing:
             offered = await self._store.write(lambda conn: jobs.accept(conn, record, self._clock()))
             if offered.status != jobs.LOST:
                 return offered  # somebody else's offer was first
@@ -267,8 +265,8 @@ class Losses:
             accepted, ended = await self._store.write(lambda conn: jobs.reopen(conn, record, self._clock()))
             self._remains.discard(number)
             self._suspects[number] = _Suspect()
-            self._hooks.lost.discard(number)
-            self._hooks.resumed(number, ended)
+            self._lost.discard(number)
+            self._endings.resumed(number, ended)
         log.warning("a lost job is taken up again", job=number, rows_ended=ended)
         return accepted
 

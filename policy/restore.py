@@ -111,8 +111,7 @@ class Restore:
             if same and (number(pulse) or 0) >= self._pulse:
                 self.is_open = number(lease) == self.epoch
                 return False
-            self.is_open = False
-            self._opening = None
+            self._run, self.is_open, self._opening = "", False, None  # nothing is opened before this is done
             return await self._compare(run)
 
     async def _compare(self, run: str) -> bool:

@@ -25,7 +25,7 @@ import functools
 import os
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -40,7 +40,7 @@ from policy.doorway import Doorway, handlers
 from policy.endings import Endings
 from policy.enforcement import Effects, Enforcement, RedisBehind
 from policy.keys import Keyring
-from policy.losses import Hooks, Losses
+from policy.losses import Losses
 from policy.operations import Operations
 from policy.restore import Restore, WriterFence
 from policy.schema import open_store, upgrade
@@ -124,8 +124,11 @@ class Writer:
             )
             self._clearing = chores.IntakeClearing(self.redis, settings.clear_seconds)
             self.restore = Restore(bare, self.redis, self.store, self.enforcement, settings.data_dir, self.drain)
+            self.losses = Losses(
+                self.redis, self.store, self._clock, restore=self.restore, endings=self.endings,
+                enforcement=self.enforcement, drain=self.drain, draining=self._draining, lost=self._book.lost,
+            )  # fmt: skip
             self._book.lost = await self.store.write(jobs.with_lost_rows)
-            self.losses = Losses(self.redis, self.store, self._clock, self._hooks())
             mended = await self.restore.look()
             await self.restore.open()
             mended = await self.enforcement.mend() or mended
@@ -213,27 +216,8 @@ class Writer:
         return _CHORE_SECONDS if is_open else _IMPATIENT
 
     async def _find_losses(self) -> float:
-        await self.losses.round(self.restore.until)
+        await self.losses.round()
         return _CHORE_SECONDS
-
-    def _hooks(self) -> Hooks:
-        @contextlib.asynccontextmanager
-        async def still() -> AsyncIterator[None]:
-            async with self._draining, self.endings.freeing:  # in this order, as a drain takes them
-                yield
-
-        return Hooks(
-            look=self.restore.look,
-            epoch=lambda: self.restore.epoch,
-            is_open=lambda: self.restore.is_open,
-            drain=self.drain,
-            show=self.enforcement.show_job,
-            closed=self.endings.submitted,
-            over=self.endings.over,
-            resumed=self.endings.resumed,
-            still=still,
-            lost=self._book.lost,
-        )
 
     # --- drains -------------------------------------------------------------------------------------------------
 

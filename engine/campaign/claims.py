@@ -31,7 +31,6 @@ from policy.valkey import Client
 
 MOST_PARKED: Final = 256
 CLAIM_IDLE: Final = 60.0  # s; a worker that is known to be dead is not waited for (`inherit`)
-SCANS: Final = 200  # calls of XAUTOCLAIM in a row that brought nothing, before new entries are looked at
 BURY: Final = 10  # times claim_idle
 _LONGEST_PAUSE: Final = 5.0
 
@@ -172,32 +171,30 @@ class Claims:
             return []
         await self.keep_parked()
         idle = round(self.limits.claim_idle * 1000)
-        for _ in range(SCANS):
-            # Ten times `count` entries are looked at, and no answer may mean only that these are not old enough, or were
-            # trimmed: a hundred thousand of them stand before the next that is somebody's.
-            told = await self.redis.xautoclaim(
-                keyspace.INTAKE, keyspace.INTAKE_GROUP, self.consumer, idle, start_id=self._cursor, count=room
-            )
-            self._cursor = _text(told[0])
-            if self._cursor == "0-0":
-                self._next_claim = now + self.limits.claim_idle / 4
-                await self.bury()
-                break
-            if told[1]:
-                break
+        args = (keyspace.INTAKE_GROUP, self.consumer, idle, self._cursor, room)
+        cursor, entries = await self._ask("claim", args)
+        self._cursor = _text(cursor)
+        if self._cursor == "0-0":
+            self._next_claim = now + self.limits.claim_idle / 4
+            await self.bury()
         claimed: list[Entry] = []
-        for entry_id, fields in told[1]:
+        for entry_id, flat in entries:
             name = _text(entry_id)
-            if fields is not None and name not in self.parked:
+            if name not in self.parked:
+                fields = dict(zip(flat[::2], flat[1::2], strict=True))
                 claimed.append(Entry(name, fields, await self._deliveries(name)))
         return claimed
 
     async def bury(self) -> None:
-        """Every life of a worker reads under a name of its own: names of the dead with nothing pending are forgotten."""
+        """Every life of a worker reads under a name of its own: those of the dead that hold nothing are forgotten."""
         idle = round(BURY * self.limits.claim_idle * 1000)
-        [told] = await self._scripts.run([Call("bury", keyspace.INTAKE, (keyspace.INTAKE_GROUP, idle))])
+        await self._ask("bury", (keyspace.INTAKE_GROUP, idle))
+
+    async def _ask(self, script: str, args: Sequence[bytes | str | int]) -> Any:
+        [told] = await self._scripts.run([Call(script, keyspace.INTAKE, args)])
         if isinstance(told, Exception):
             raise told
+        return told
 
     async def _deliveries(self, entry_id: str) -> int:
         pending = await self.redis.xpending_range(

@@ -8,7 +8,7 @@ and every attempt ends in one outcome with a scope that says who backs off: the 
     1 leasing      due slices for the sites with room; each one opened, its domain looked up, its lane assigned
     2 site         where a domain's mail goes: routes, else MX, else A and AAAA (RFC 5321 5.1, S-09), null MX (S-10);
       lookup       DNS; `dialable`: which addresses are never dialled (faults 3.2)
-    3 desk         one site here: who waits, its connections (`pool`), its pace (engine.queue.pace)
+    3 desk         one site here: who waits (`stock`), its connections (`pool`), its pace (engine.queue.pace)
     4 press        asks the gate (`gatekeeper`) for those who are next, composes (`campaigns`) and signs in batches
     5 connection   drives the SMTP dialogue over one socket (`tls`); the intent is journalled before a final dot (T6)
     6 outcome      judges each verdict by class (engine.bounce) and scope

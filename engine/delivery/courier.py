@@ -97,7 +97,10 @@ class Courier:
         self._lanes = lanes
         self._lease_seconds = lease_seconds
         self._disk_floor = disk_floor
-        self._settling = Settling(lanes, journal, keyring, self._gone, interval=settle_seconds)
+        self._settling = Settling(
+            lanes, journal, keyring, self._gone, interval=settle_seconds,
+            laid=lambda partition, delay: self._leasing.expect(partition, delay),
+        )  # fmt: skip
         self.desks: dict[str, Desk] = {}
         self.hands: set[Hand] = set()
         self._unreturned: list[Hand] = []
@@ -220,6 +223,8 @@ class Courier:
             "in_trouble": int(self.must_wait),
             "disk_full": int(self._disk_full),
             "events_full": int(self._leasing.full),
+            "lease_calls": self._leasing.calls,
+            "lease_calls_empty": self._leasing.empty_calls,
             "slices_not_understood": self._leasing.strangers,
             "slices_lost": self._conclusions.slices_lost,
             "slices_hastened": self._hastening.ended,

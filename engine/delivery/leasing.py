@@ -1,7 +1,9 @@
 """Leasing: due slices for the sites that can take them (step 5).
 
 Laws: a lease names only sites with room, so a blocked site costs no lease calls and a free one never waits behind it;
-a site nobody here has met is probed with one slice, because only its contents name the domain.
+a site nobody here has met is probed with one slice, because only its contents name the domain; transactional mail is
+leased beside a stock full of campaigns, and campaigns beside that; what is outside its delivery window goes back until
+that opens.
 
 The loop: news (a wake-up from intake, a desk that got hungry, an instant that came, or a quarter of a second) · one
 pipeline of leases over the partitions that have something · each slice opened (of a job of before a restore of Redis:
@@ -14,7 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -45,7 +49,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SWEEP_SECONDS = 0.25  # all partitions are looked at this often, whatever the news: for dues and lost wake-ups
+SWEEP_SECONDS = 0.25  # some partitions are looked at this often, whatever the news: for dues and lost wake-ups
+SWEEP_PARTITIONS = 4  # so many: all of them in four seconds, and 16 calls a second where nothing is to be had
+SOON = 60.0  # seconds: retries due within them are looked for at their instant, later ones wait for the sweep
+GRAIN = 0.05  # seconds: retries of a partition that are due together are looked for together
 PACE_SECONDS = 0.01  # between two rounds of leasing: news that come together are acted on together
 FEW = 8  # slices of a lane that are leased one by one sooner than assigning it pays (assign costs as much as five)
 UNRESOLVED_SLICES = 4  # of lanes without a site, a partition and round
@@ -93,6 +100,10 @@ class Leasing:
         self._lease_slices = most_slices
         self._ready: dict[int, dict[str, int]] = {}
         self._hot: set[int] = set(range(keyspace.PARTITIONS))
+        self._sweep = 0  # the partition that is looked at next
+        self._expected: list[tuple[int, int]] = []  # a heap of (monotonic in GRAIN, partition)
+        self._expecting: set[tuple[int, int]] = set()
+        self.calls = self.empty_calls = 0
         self._news = asyncio.Event()
         self._alarmed: set[tuple[str, int]] = set()
         self._carrying: dict[asyncio.Task[None], str] = {}  # slices on their way to a desk, and the site they came from
@@ -102,6 +113,15 @@ class Leasing:
     def wake(self) -> None:
         """Something may be had, or may be wanted."""
         self._news.set()
+
+    def expect(self, partition: int, delay: float) -> None:
+        """A slice was laid there that is due in so many seconds."""
+        if delay <= SOON:
+            place = (math.ceil((time.monotonic() + delay) / GRAIN), partition)
+            if place not in self._expecting:
+                self._expecting.add(place)
+                heapq.heappush(self._expected, place)
+                self._news.set()
 
     @property
     def is_open(self) -> bool:
@@ -125,9 +145,12 @@ class Leasing:
         while not self._courier.is_ending:
             now = time.monotonic()
             if now >= sweep_at:
-                self._hot.update(range(keyspace.PARTITIONS))
-                # what waits is known from the last answers; while there is plenty to do, looking everywhere can wait
-                sweep_at = now + (SWEEP_SECONDS * 4 if self._courier.hands else SWEEP_SECONDS)
+                self._hot.update((self._sweep + place) % keyspace.PARTITIONS for place in range(SWEEP_PARTITIONS))
+                self._sweep = (self._sweep + SWEEP_PARTITIONS) % keyspace.PARTITIONS
+                sweep_at = now + SWEEP_SECONDS
+            while self._expected and self._expected[0][0] * GRAIN <= now:
+                self._expecting.discard(self._expected[0])
+                self._hot.add(heapq.heappop(self._expected)[1])
             if self._may_lease:
                 try:
                     await self._lease_round()
@@ -147,12 +170,14 @@ class Leasing:
         return not (courier.is_stopping or courier.must_wait) and (self._epoch is None or self._epoch.is_open)
 
     def _next_due(self) -> float:
-        now_us, soonest = self._courier.now_us(), float("inf")
+        now_us, soonest = self._courier.now_us(), math.inf
+        expected = self._expected[0][0] * GRAIN if self._expected else soonest
         for sites in self._ready.values():
             for due in sites.values():
                 if due > now_us:
                     soonest = min(soonest, due)
-        return time.monotonic() + (soonest - now_us) / 1e6 if soonest != float("inf") else soonest
+        due = time.monotonic() + (soonest - now_us) / 1e6 if soonest != math.inf else soonest
+        return min(due, expected)
 
     async def _lease_round(self) -> None:
         requests = self._wanted()
@@ -166,6 +191,8 @@ class Leasing:
         if any(leased.slices for leased in answers):
             reach("after-lease")
         leases: list[Lease] = []
+        self.calls += len(answers)
+        self.empty_calls += sum(not leased.slices for leased in answers)
         for leased in answers:
             self._learn(leased)
             leases += leased.slices

@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 
 class Settling:
-    """One per worker. keyring: asked each time, for queue keys change weekly; gone: told of each hand that ended."""
+    """One per worker. keyring: asked each time, for queue keys change weekly; gone: told of each hand that ended;
+    laid: of each retry that waits now, with its partition and delay in seconds."""
 
     def __init__(
         self,
@@ -40,12 +41,14 @@ class Settling:
         gone: Callable[[Hand], None],
         *,
         interval: float = 0.2,
+        laid: Callable[[int, float], None] = lambda partition, delay: None,
     ) -> None:
         self._lanes = lanes
         self._journal = journal
         self._keyring = keyring
         self._gone = gone
         self._interval = interval
+        self._laid = laid
         self._dirty: dict[Hand, None] = {}
         self._flushing = asyncio.Lock()
         self._unanswered: list[tuple[Hand, SettleRequest]] = []
@@ -166,6 +169,9 @@ class Settling:
 
     def _ended(self, hand: Hand, request: SettleRequest, answer: Settled) -> None:
         hand.asked = False
+        if answer is not Settled.STALE:
+            for retry in request.retries:
+                self._laid(request.partition, retry.delay)
         if answer is Settled.KEPT:
             self.settled += len(request.done)
             return

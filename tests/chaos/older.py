@@ -22,11 +22,12 @@ from policy.schema import job as job_table
 from policy.schema import open_store
 from tests.chaos import observe
 from tests.chaos.checker import check, figures
-from tests.chaos.load import Book, submit
+from tests.chaos.load import Book, at, campaign, mail, people, submit
 from tests.chaos.storm import Outcome, Plan, Say, calm, ended_alone, quiet, settle_down
 from tests.chaos.world import World
 
 BEFORE, BETWEEN, AFTER = 6.0, 8.0, 6.0  # s of load
+STARTED = 1.5  # s in which the last jobs before the restore begin
 
 
 async def older(world: World, plan: Plan, say: Say) -> Outcome:
@@ -44,6 +45,7 @@ async def older(world: World, plan: Plan, say: Say) -> Outcome:
     dump = await _dump(world)
     say("a dump was taken")
     await asyncio.sleep(BETWEEN)
+    await _begin(world, ledger, plan)
     await world.restore(dump)
     say("Redis came back older")
     await asyncio.sleep(AFTER)
@@ -59,6 +61,17 @@ async def older(world: World, plan: Plan, say: Say) -> Outcome:
         figures(told), broken, kills=1, drain_seconds=round(left, 1), seconds=round(time.monotonic() - began, 1),
         extra={"resubmitted": len(again), "self_ended": [f"{one.role} {one.code}" for one in world.self_ended]},
     )  # fmt: skip
+
+
+async def _begin(world: World, ledger: Path, plan: Plan) -> None:
+    """Jobs that the dump does not know and that are far from done when it comes back: they can only be lost."""
+    book = Book(ledger)
+    name, url = f"s{plan.seed}-late", world.server.url
+    await submit(url, book, campaign(f"{name}-paced"), people(at("late.paced.test", range(150))))
+    await submit(url, book, campaign(f"{name}-slow"), people(at("late.slow.test", range(12))))
+    await submit(url, book, mail(f"{name}-mail"), people(at("late.slow.test", range(20, 26))))
+    book.close()
+    await asyncio.sleep(STARTED)
 
 
 async def _dump(world: World) -> Path:

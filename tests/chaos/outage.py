@@ -2,7 +2,7 @@
 
     server = Matrix(folder, "everysec")     the embedded server with another appendfsync; `around` it a program
     async with small_disk(folder, kilobytes) as disk:       disk.fill(), disk.empty()
-    traced(world); ...; await power_cut(world, before)      everything of the machine at one instant, unsynced bytes gone
+    before = traced(world); await power_cut(world, before)  all of the machine at one instant, unsynced bytes gone
 
 How a power cut is played: Valkey, the writer and the worker run under strace; all are stopped (SIGSTOP), so that
 nobody sees another one fall, then killed; every file they touched is cut back to what `power` says; afterwards the
@@ -88,8 +88,8 @@ async def small_disk(folder: Path, kilobytes: int) -> AsyncIterator[SmallDisk]:
     """A tmpfs of this size at a folder, in a mount namespace of its own."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     holder = await asyncio.create_subprocess_exec(
-        "unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size={kilobytes}k small "$0" && echo here && exec cat', folder,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        "unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size={kilobytes}k small "$0" && echo here && exec cat',
+        folder, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert holder.stdout is not None
     assert holder.stdin is not None

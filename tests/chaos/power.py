@@ -79,7 +79,7 @@ class _Sync:
 def wrapper(log: str) -> list[str]:
     """The words a program is run under. -D: it stays our own child and has the pid we know."""
     return ["strace", "-D", "-f", "-y", "-s", "0", "--seccomp-bpf", "-e", f"trace={','.join(CALLS)}",
-            "-e", "signal=none", "-o", log]  # fmt: skip
+            "-e", "signal=kill", "-o", log]  # fmt: skip
 
 
 class Disk:

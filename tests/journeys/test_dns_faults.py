@@ -31,15 +31,15 @@ from tests.world.name_server import NameServer, name_server
 from tests.world.trouble import Ward, troubled, until
 
 V4 = "93.184.216.34"
-PATIENCE = 0.25  # seconds of a lookup: long enough for loopback, short enough to wait for
+SOON = 0.25  # seconds of a lookup that is not to be answered
 
 
-def asking(server: NameServer) -> SystemDns:
-    return SystemDns([f"127.0.0.1:{server.port}"], lifetime=PATIENCE)
+def asking(server: NameServer, patience: float = 10.0) -> SystemDns:
+    return SystemDns([f"127.0.0.1:{server.port}"], lifetime=patience)
 
 
-async def looked_up(server: NameServer, domain: str) -> Site | NoSite:
-    return await Resolver(asking(server), shuffle=lambda hosts: hosts.sort()).resolve(domain)
+async def looked_up(server: NameServer, domain: str, patience: float = 10.0) -> Site | NoSite:
+    return await Resolver(asking(server, patience), shuffle=lambda hosts: hosts.sort()).resolve(domain)
 
 
 def chain(*links: tuple[str, str], last: tuple[str, str, str] | None = None) -> Callable[[dns.message.Message], bytes]:
@@ -83,7 +83,7 @@ async def test_aliases_without_an_end_are_trouble_and_nobodys_fault(links: list[
         server.answers["n0.a"] = chain(*links, last=("n40.a", "MX", "10 mx.a."))
         server.zone["b"] = {"MX": ["10 n0.a."]}  # and as the name of an MX (RFC 2181 10.3 forbids it, people do it)
         for domain in ("n0.a", "b"):
-            found = await looked_up(server, domain)
+            found = await looked_up(server, domain, SOON)
             assert isinstance(found, NoSite), found
             assert not found.permanent
         assert sum(server.asked.values()) < 20, "a limit, not a walk"
@@ -194,7 +194,7 @@ async def test_nonsense_is_temporary_and_said_to_be_trouble(what: str) -> None:
     async with name_server() as server:
         server.answers["n0.a"] = NONSENSE[what]
         server.zone["b"] = {"MX": ["10 n0.a."]}
-        for found in await asyncio.gather(looked_up(server, "n0.a"), looked_up(server, "b")):
+        for found in await asyncio.gather(looked_up(server, "n0.a", SOON), looked_up(server, "b", SOON)):
             assert isinstance(found, NoSite), found
             assert (found.permanent, found.reason) == (False, Reason.DNS)
 
@@ -211,7 +211,7 @@ async def test_mx_names_that_are_none_do_no_harm(host: str) -> None:
 async def test_a_resolver_is_named_with_its_port() -> None:
     async with name_server() as server:
         server.zone["a"] = {"A": [V4]}
-        answer = await SystemDns([f"127.0.0.1:{server.port}"], lifetime=PATIENCE).query("a", "A")
+        answer = await SystemDns([f"127.0.0.1:{server.port}"], lifetime=10.0).query("a", "A")
         assert (answer.status, answer.records) == (Status.FOUND, ((0, V4),))
 
 

@@ -151,6 +151,11 @@ class CourierWorld:
         """Every slice of a domain's lane."""
         return await self.lanes.lane_slices(keyspace.partition_of(domain), keyspace.lane_ref(domain, self.keyring.lane))
 
+    async def sites(self, domain: str = DOMAIN) -> list[str]:
+        """Those that lanes of the domain's partition are assigned to."""
+        told: Any = await self.server.client.hvals(keyspace.lane_sites(keyspace.partition_of(domain)))
+        return sorted({site.decode() for site in told})
+
     async def now_us(self) -> int:
         """Redis TIME."""
         seconds, micros = await self.server.client.time()
