@@ -66,8 +66,9 @@ class CrashOutcome:
     broken: list[Broken]
 
 
-async def crash(world: World, points: Sequence[Point], seed: int, say: Say) -> CrashOutcome:
-    """Start the world, go through the points, ask every law. The world is prepared and not started."""
+async def crash(world: World, points: Sequence[Point], seed: int, say: Say, *, patient: bool = True) -> CrashOutcome:
+    """Start the world, go through the points, ask every law. The world is prepared and not started; patient: as of
+    `storm.settle_down`."""
     began = time.monotonic()
     await world.start_all()
     crashes = Crashes(world, say, seed)
@@ -76,7 +77,7 @@ async def crash(world: World, points: Sequence[Point], seed: int, say: Say) -> C
     await crashes.run(points)
     crashes.close()
     say(f"{len(points)} points in {time.monotonic() - began:.1f} s")
-    measures, orphans = await settle_down(world, before, say)
+    measures, orphans = await settle_down(world, before, say, patient=patient)
     told = await observe.history(world, crashes.ledger, crashes.shots, measures, orphans)
     return CrashOutcome(crashes.passed, crashes.broken + check(told) + ended_alone(world))
 

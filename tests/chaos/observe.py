@@ -180,20 +180,27 @@ SCRIPTS_A_SECOND = 700.0  # a worker at rest: 64 partitions every quarter of a s
 async def spinning(world: World, seconds: float) -> list[Measure]:
     """Watch everybody for a while in which nothing is to be done."""
     pids = world.pids()
-    cpu = {name: cpu_seconds(pid) for name, pid in pids.items()}
     scripts, lines = await _scripts(world.redis), {name: world.log_bytes(name).count(b"\n") for name in pids}
     opened = _connects(world)
-    await asyncio.sleep(seconds)
-    found = []
-    for name, pid in pids.items():
-        now, before = cpu_seconds(pid), cpu[name]
-        if now is not None and before is not None:
-            found.append(Measure("I7", name, "CPU at rest, cores", round((now - before) / seconds, 3), CPU_AT_REST))
+    found = await busy(world, seconds, "CPU at rest, cores")
+    for name in pids:
         said = (world.log_bytes(name).count(b"\n") - lines[name]) / seconds
         found.append(Measure("I7", name, "log lines a second at rest", said, LOG_LINES_A_SECOND))
     asked = (await _scripts(world.redis) - scripts) / seconds
     found.append(Measure("I7", "redis", "scripts a second at rest", asked, SCRIPTS_A_SECOND * world.workers))
     found.append(Measure("I7", "sink", "connections opened at rest", _connects(world) - opened, 0))
+    return found
+
+
+async def busy(world: World, seconds: float, what: str) -> list[Measure]:
+    """The CPU everybody who lives takes meanwhile."""
+    before = {name: cpu_seconds(pid) for name, pid in world.pids().items()}
+    await asyncio.sleep(seconds)
+    found = []
+    for name, pid in world.pids().items():
+        now, then = cpu_seconds(pid), before.get(name)
+        if now is not None and then is not None:
+            found.append(Measure("I7", name, what, round((now - then) / seconds, 3), CPU_AT_REST))
     return found
 
 

@@ -31,7 +31,8 @@ from tests.chaos.checker import Fault
 from tests.chaos.power import Disk, Kept, wrapper
 from tests.chaos.world import World
 
-MACHINE = ("redis", "policy", "engine-0")  # what a power cut takes
+MACHINE = ("redis", "policy", "engine-0")  # what a power cut takes; in this order their logs are read: a worker opens
+# the database that the writer makes
 _APART = ("src", "logs", "strace")  # of the harness, not of the machine
 _ENDS = 20.0  # s for a tracer to write its last line
 
@@ -185,15 +186,14 @@ async def _written(log: Path, pid: int) -> None:
 
 
 def _what_is_kept(world: World, before: Mapping[str, int]) -> list[Kept]:
-    found: dict[str, Kept] = {}
+    disk = Disk(before)
     for name in MACHINE:
-        disk = Disk(before, cwd=str(world.sources))
+        syncs = disk.syncs
         with _log(world, name).open() as lines:
-            disk.read(lines)
-        if not disk.syncs:
+            disk.read(lines, str(world.sources))
+        if disk.syncs == syncs:
             raise RuntimeError(f"{name} never synced anything: was it watched?")
-        found.update((kept.path, kept) for kept in disk.after_cut())
-    return list(found.values())
+    return disk.after_cut()
 
 
 def _apply(kept: Iterable[Kept], folder: Path, at: float) -> Cut:

@@ -83,18 +83,21 @@ def wrapper(log: str) -> list[str]:
 
 
 class Disk:
-    """One log, or several of programs that do not share files. cwd: of the program, for relative names."""
+    """What several programs wrote. Read the log of who makes a file before the logs of those who only open it."""
 
-    def __init__(self, sizes: Mapping[str, int], cwd: str = "/") -> None:
+    def __init__(self, sizes: Mapping[str, int]) -> None:
         self._files = {path: _File(size, size, path) for path, size in sizes.items()}
-        self._cwd = cwd
+        self._cwd = "/"
         self._appends: set[tuple[str, str]] = set()
         self._at: dict[tuple[str, str], int] = {}
         self._waiting: dict[str, tuple[str, str, _Sync | None]] = {}
         self.syncs = 0
 
-    def read(self, lines: Iterable[str]) -> None:
-        """Raises NotRead. A last line that was cut short is passed over."""
+    def read(self, lines: Iterable[str], cwd: str = "/") -> None:
+        """One log. cwd: of the program, for relative names. Raises NotRead. A last line that was cut short is passed
+        over."""
+        self._cwd = cwd
+        self._waiting.clear()
         held: str | None = None
         for line in lines:
             if held is not None:

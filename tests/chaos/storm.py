@@ -4,7 +4,7 @@ quiet and everything is checked (promises.md 3).
     1 calm     every role up, one small job through all of it, the base of memory and descriptors is taken
     2 storm    producer and suppressor at work; kills at uniform random instants, each role up again after a moment
     3 quiet    no more faults; everything that was acknowledged drains within `DRAIN` seconds
-    4 rest     nothing spins; workers end in order; nothing is left
+    4 rest     nothing spins, also while Redis or the writer is away; workers end in order; nothing is left
     5 check    `observe.history`, `checker.check`
 
 The seed gives the instants, the victims, the pauses, the jobs and the shots; what the processes make of it is theirs.
@@ -33,6 +33,7 @@ DOWN = (0.05, 0.8)  # s a killed role is gone
 STOP = (1.0, 4.0)  # s a worker is stopped
 STOPS = 0.2  # of so many kills, one stop
 DRAIN = 60.0  # s, the T of I7
+AWAY = 2.0  # s of the two outages in which nobody may spin
 CALM = 25.0  # s for the sink's connections to end and permits to expire
 SETTLED = 8.0  # s after a fault of Redis in which a role that was being started may end by itself
 
@@ -87,6 +88,8 @@ async def storm(world: World, plan: Plan, say: Say) -> Outcome:
     for name in ("load", "suppressor"):
         await world.stop(name)
     left, measured = await quiet(world, ledger, plan, say)
+    for name in ("redis", "policy"):
+        measured += await outage(world, name)
     rest, orphans = await settle_down(world, before, say)
     told = await observe.history(world, ledger, shot_log, [*measured, *rest], orphans, render=plan.render)
     numbers = figures(told)
@@ -178,13 +181,28 @@ async def quiet(world: World, ledger: Path, plan: Plan, say: Say) -> tuple[float
     return seconds, found
 
 
-async def settle_down(world: World, before: observe.Base, say: Say) -> tuple[list[Measure], dict[str, str]]:
-    """Nothing spins, nothing is left, and workers end in order."""
+async def outage(world: World, name: str) -> list[Measure]:
+    """Nothing spins while somebody is away and there is nothing to do; then he is back."""
+    await world.kill(name)
+    found = await observe.busy(world, AWAY, f"CPU while {name} is away, cores")
+    await world.start(name)
+    await world.until_writer()
+    return found
+
+
+async def settle_down(
+    world: World, before: observe.Base, say: Say, *, patient: bool = True
+) -> tuple[list[Measure], dict[str, str]]:
+    """Nothing spins, nothing is left, and workers end in order. patient: idle connections are waited for (ten seconds),
+    so that descriptors can be counted and rest is rest."""
     deadline = time.monotonic() + CALM
-    while await _live(world) and time.monotonic() < deadline:
-        await asyncio.sleep(0.25)
-    found = await observe.spinning(world, 2.0)
-    descriptors = observe.descriptors_of(world)
+    found: list[Measure] = []
+    descriptors: dict[str, tuple[int, int]] = {}
+    if patient:
+        while await _live(world) and time.monotonic() < deadline:
+            await asyncio.sleep(0.25)
+        found = await observe.spinning(world, 2.0)
+        descriptors = observe.descriptors_of(world)
     for name in world.engines:
         code = await world.stop(name)
         found.append(Measure("I8", name, "exit code after SIGTERM", abs(code), 0))

@@ -27,6 +27,6 @@ async def test_five_kills_lose_nobody_and_repeat_nobody_without_a_reason() -> No
 async def test_a_handful_of_crash_points_is_survived() -> None:
     points = [point for point in POINTS if point.name in POINTS_HERE]
     async with chaos_world(1, QUICK_PLACES) as world:
-        outcome = await crash(world, points, 7, lambda text: None)
+        outcome = await crash(world, points, 7, lambda text: None, patient=False)
     assert [str(broken) for broken in outcome.broken] == []
     assert outcome.passed == [point.name for point in points]

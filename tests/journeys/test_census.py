@@ -64,6 +64,13 @@ FAMILIES = (
     Family(
         "journal", r"journal/\d+/\d{8}\.journal", "engine.queue.journal", "job and mref", "when all in it is settled"
     ),
+    Family(
+        "journal, carried out",
+        r"journal/\d+/\d{8}\.kept",
+        "engine.queue.journal",
+        "job and mref",
+        "when the ledger has all of it",
+    ),
     Family("journal's lock", r"journal/\d+/lock", "engine.queue.replay", "none", "life of the installation"),
     Family("vitals", r"run/[a-z]+-\d+\.(json|\d+\.new)", "policy.vitals", "none", "with the process"),
     Family("keys", r"keys/(pepper|token|return-path|service|intake|lane)\.\d+", "policy.keys", "none", "rotation"),
