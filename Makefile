@@ -19,7 +19,7 @@ SEED ?= 1
 WORKERS ?= 2
 SOURCES := engine tracker policy benchmarks tests
 
-.PHONY: help demo test debian check lint format types contracts bench chaos bench-queue docs lock clean
+.PHONY: help demo test debian check lint format types contracts bench chaos chaos-matrix bench-queue docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -79,6 +79,9 @@ bench-queue: $(VENV)/.dev ## What a million waiting recipients cost: bytes and C
 
 chaos: $(VENV)/.dev ## Kill every role at random (KILLS=20 SEED=1 WORKERS=2), then at each crash point; one line of JSON
 	@$(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED) --workers $(WORKERS) $(CHAOS)
+
+chaos-matrix: $(VENV)/.dev ## What {always, everysec} lose at kill -9, full disk, older dump, power cut; one line of JSON
+	@$(BIN)/python -m tests.chaos.matrix --seed $(SEED) $(MATRIX)
 
 docs: $(VENV)/.dev ## docs/configuration.md from the settings models
 	@mkdir -p docs

@@ -117,6 +117,15 @@ async def check_server(client: Client) -> list[str]:
     return warnings
 
 
+async def is_synced(client: Client) -> bool:
+    """Whether every write is on the server's disk before it is answered. What it hides is not relied on."""
+    try:
+        config = {**_texts(await client.config_get("appendonly")), **_texts(await client.config_get("appendfsync"))}
+    except redis.exceptions.ResponseError:
+        return False
+    return config.get("appendonly") == "yes" and config.get("appendfsync") == "always"
+
+
 async def _check_meta(client: Client) -> None:
     newest, oldest = keyspace.SCHEMA_VERSION, keyspace.OLDEST_SCHEMA
     schema = await _agreed(client, "schema", newest)

@@ -115,6 +115,7 @@ class Writer:
             undo.push_async_callback(self.statuses.close)
             self.store.on_marked = self.statuses.changed
             self._book = drains.EventBook(engine.dialect.name, self.keyring.service)
+            self._book.lost |= await self.store.write(jobs.with_lost_rows)
             self._cursors = await self.store.write(cursors.load)
             self._untrimmed = {name: last for name, last in self._cursors.items() if name in drains.STREAMS}
             self.endings = Endings(self.redis, self.store, self._clock)
@@ -128,7 +129,6 @@ class Writer:
                 self.redis, self.store, self._clock, restore=self.restore, endings=self.endings,
                 enforcement=self.enforcement, drain=self.drain, draining=self._draining, lost=self._book.lost,
             )  # fmt: skip
-            self._book.lost = await self.store.write(jobs.with_lost_rows)
             mended = await self.restore.look()
             await self.restore.open()
             mended = await self.enforcement.mend() or mended

@@ -61,6 +61,7 @@ async def reached(redis: valkey.Client, epoch: Epoch) -> None:
             await epoch.look()
             for warning in await valkey.check_server(redis):
                 log.warning("redis: %s", warning)
+            epoch.is_synced = await valkey.is_synced(redis)
             return
         except (RedisError, OSError) as error:
             now = time.monotonic()

@@ -48,6 +48,7 @@ from engine.queue.lanes import Lanes
 from engine.queue.permits import Permits
 from engine.queue.sweeps import Sweeps
 from engine.smtp.words import Step
+from policy import keyspace
 from policy.events import TERMINAL, Kind, Reason
 from policy.gate import Permit, Standing
 from policy.keys import Keyring
@@ -88,6 +89,9 @@ class Courier:
         self.permits = permits
         self.journal = journal
         self.gatekeeper = Gatekeeper(lanes)
+        # A store that does not sync every write forgets leases at a power cut: who is about to be written to is
+        # journalled, too (T6, T8).
+        self.foresees = epoch is not None and not epoch.is_synced
         self.press = Press(self)
         self.hello = hello
         self.patience = patience
@@ -348,8 +352,12 @@ class Courier:
             hand.desk.drop(hand)
         hand.held = True
 
-    async def hand_back(self, hand: Hand, delay: float) -> None:
+    async def hand_back(self, hand: Hand, delay: float, site: str = "") -> None:
+        """site: where its lane goes, when it goes back because that site is held: it waits there from now on, and not
+        among those whose site nobody knows."""
         try:
+            if site and hand.lease.site == keyspace.UNRESOLVED:
+                await self._lanes.assign(hand.lease.partition, hand.lease.lane, site)
             await self._settling.release(hand, delay)
         except (RedisError, OSError):
             self.in_trouble()

@@ -273,7 +273,7 @@ class Desk:
         for hand in returned:
             hand.waiting = 0
             self.forget(hand)
-            self._spawn(self._courier.hand_back(hand, delay), "hand back")
+            self._spawn(self._courier.hand_back(hand, delay, self.ref), "hand back")
 
     async def close(self) -> None:
         """Drain: nothing new is started; returns when the last message has its verdict and all connections are gone, or

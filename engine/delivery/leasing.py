@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 0.25  # some partitions are looked at this often, whatever the news: for dues and lost wake-ups
-SWEEP_PARTITIONS = 4  # so many: all of them in four seconds, and 16 calls a second where nothing is to be had
+SWEEP_PARTITIONS = 2  # so many: all of them in eight seconds, and 8 calls a second where nothing is to be had
 SOON = 60.0  # seconds: retries due within them are looked for at their instant, later ones wait for the sweep
 GRAIN = 0.05  # seconds: retries of a partition that are due together are looked for together
 PACE_SECONDS = 0.01  # between two rounds of leasing: news that come together are acted on together
@@ -170,14 +170,14 @@ class Leasing:
         return not (courier.is_stopping or courier.must_wait) and (self._epoch is None or self._epoch.is_open)
 
     def _next_due(self) -> float:
-        now_us, soonest = self._courier.now_us(), math.inf
+        now_us = self._courier.now_us()
+        soonest = math.inf
         expected = self._expected[0][0] * GRAIN if self._expected else soonest
         for sites in self._ready.values():
             for due in sites.values():
                 if due > now_us:
                     soonest = min(soonest, due)
-        due = time.monotonic() + (soonest - now_us) / 1e6 if soonest != math.inf else soonest
-        return min(due, expected)
+        return min(expected, time.monotonic() + (soonest - now_us) / 1e6)
 
     async def _lease_round(self) -> None:
         requests = self._wanted()

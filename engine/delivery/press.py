@@ -1,6 +1,7 @@
 """The press: asks the gate for recipients and writes their messages, just before they are wanted (steps 6 and 7).
 
 Laws:
+- where the store may forget a lease at a power cut, everybody of a round is in the journal before one is composed;
 - a message is composed under a Permit that was asked for in this very round, and never more of them than the lines
   can send before it is void: work done early is work done twice;
 - nothing is composed after the delivery window of its job has closed: what was, is on the wire within half a second;
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from engine.delivery.connection import Connection, Outbound
 from engine.delivery.hand import Hand, Letter
+from engine.queue.journal import Intent
 from engine.queue.lanes import GateRequest
 from policy.events import Reason
 from policy.gate import PERMIT_SECONDS, Permit, Refusal, Standing, decide
@@ -84,7 +86,11 @@ class Press:
         for _, rows in taken:
             for hand, index in rows:
                 by_hand.setdefault(hand, []).append(index)
+        if courier.foresees:
+            courier.journal.foresee(_intent(hand, index) for hand, indexes in by_hand.items() for index in indexes)
         told = await courier.gatekeeper.ask([question(hand, indexes) for hand, indexes in by_hand.items()])
+        if courier.foresees:
+            await courier.journal.durable()
         permits: dict[tuple[Hand, int], Permit] = {}
         for (hand, indexes), answer in zip(by_hand.items(), told.answers, strict=True):
             letters = [Letter(hand, index, hand.reference(index)[0]) for index in indexes]
@@ -119,6 +125,12 @@ class Press:
                     messages += courier.compose(batch, void_at)
             desk.served(connection, line, messages)
             await asyncio.sleep(0)  # what is ready goes out while the next line's is written
+
+
+def _intent(hand: Hand, index: int) -> Intent:
+    lease, header = hand.lease, hand.header
+    mref = hand.reference(index)[0]
+    return Intent(header.job, mref, header.attempt, lease.partition, lease.slice_id, lease.token, index)
 
 
 def question(hand: Hand, indexes: list[int]) -> GateRequest:

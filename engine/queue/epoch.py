@@ -54,6 +54,7 @@ class Epoch:
         self._newest = 0
         self._ahead = time.time_ns() // 1000 - _micros(time.monotonic())
         self.ledgered = 0
+        self.is_synced = True  # every write of the store is on its disk before it is answered
 
     def __repr__(self) -> str:
         return f"<Epoch {self.number}{'' if self.is_open else ', closed'}, jobs up to {self._newest} suspected>"

@@ -3,6 +3,8 @@
 Laws:
 - When `intend` returns, the intents are with the kernel (write(2)): a killed process cannot forget them.
 - When `durable` returns, everything appended before it was called is on the disk (fdatasync).
+- Where the store may forget its leases at a power cut (not appendfsync always), everybody is `foresee`n on the disk
+  before his message is composed; it puts him in doubt after an unclean boot, and says nothing otherwise (T8).
 - Every outcome is on the disk within `window` (10 ms at most) and one fdatasync of being recorded, asked for or not.
 - A failed write or sync is final: the journal is broken, and says so at every later call. Never is fdatasync tried
   again after an error; the kernel may have dropped the pages and would call the second try a success (fsyncgate).
@@ -33,6 +35,7 @@ from engine.queue.replay import (
     KEPT,
     MAGIC,
     SUFFIX,
+    Foreseen,
     Forgotten,
     Intent,
     JournalBroken,
@@ -63,8 +66,9 @@ FILE_LIMIT = 64 * 1024 * 1024  # bytes; half a million outcomes
 BOOT_VARIABLE = "SALESPUSH_BOOT_ID"
 
 __all__ = [
-    "FILE_LIMIT", "WINDOW", "Forgotten", "Intent", "Journal", "JournalBroken", "LeaseKey", "Log", "Outcome", "Plan",
-    "adopt", "boot_id", "carried", "discard", "plan", "read", "read_folder", "read_head", "read_kept",
+    "FILE_LIMIT", "WINDOW", "Foreseen", "Forgotten", "Intent", "Journal", "JournalBroken", "LeaseKey", "Log",
+    "Outcome", "Plan", "adopt", "boot_id", "carried", "discard", "plan", "read", "read_folder", "read_head",
+    "read_kept",
 ]  # fmt: skip
 
 
@@ -146,6 +150,14 @@ class Journal:
         for intent in intents:
             self._append(encode_intent(intent), (intent.partition, intent.slice_id, intent.token))
         self._write()
+
+    def foresee(self, intents: Iterable[Intent]) -> None:
+        """Whose messages are about to be composed, where the store may forget at a power cut that it leased them.
+        `await durable()` before any of them is handed to a line: then none can have arrived and be known to nobody."""
+        for intent in intents:
+            key = (intent.partition, intent.slice_id, intent.token)
+            self._append(encode_intent(intent, foreseen=True), key)
+        self._commit_soon()
 
     def record(self, outcome: Outcome) -> None:
         """Remember an outcome; on the disk within the window. `await durable()` before it is settled."""

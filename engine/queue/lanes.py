@@ -20,6 +20,7 @@ look at the cap of the event stream (leasing does): intake is held back by the w
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -48,6 +49,7 @@ from policy.gate import Standing
 
 EVENT_CAP = 4_000  # batches in a partition's event stream at which leasing stops (decision 15): 4 KiB each when full
 TAG_BYTES = 12
+AT_ONCE = 256  # scripts of a pipeline, about 10 us each
 TOGETHER = 64  # slices a script: each holds the server for 10 to 20 us, so about a millisecond
 _MREF = struct.Struct(">q")
 
@@ -67,6 +69,8 @@ class Lanes:
         self._scripts = Scripts(redis)
         self.holder = holder
         self._event_cap = event_cap
+        self._waiting: list[tuple[Call, asyncio.Future[Any]]] = []
+        self._asking: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Lanes of {self.holder}>"
@@ -176,7 +180,7 @@ class Lanes:
     async def release(self, partition: int, slice_id: str, token: int, delay: float = 0.0) -> Settled:
         """Hand a slice back, due again after `delay` seconds (at its expiry at the latest). KEPT or STALE."""
         call = Call("release", keyspace.prefix(partition), (slice_id, token, _micros(delay)))
-        return Settled(_value((await self._scripts.run([call]))[0]))
+        return Settled(await self._soon(call))
 
     async def release_many(self, leases: Sequence[tuple[int, str, int]]) -> None:
         """`release` of (partition, slice id, token), due at once, in one round trip. Raises the first error."""
@@ -283,7 +287,35 @@ class Lanes:
         place = 0
         while place >= 0:
             call = Call(script, keyspace.prefix(partition), (lane, argument, place))
-            place = int(_value((await self._scripts.run([call]))[0]))
+            place = int(await self._soon(call))
+
+    async def _soon(self, call: Call) -> Any:
+        """The answer of a script that many ask for at once, each for itself: a provider that blocks us sends ten
+        thousand slices back. Those of a moment share a pipeline, and none waits for a connection of its own."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((call, answer))
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask(), name="lanes")
+        return _value(await answer)
+
+    async def _ask(self) -> None:
+        try:
+            await asyncio.sleep(0)  # whoever else is about to ask in this turn of the loop
+            while self._waiting:
+                some, self._waiting = self._waiting[:AT_ONCE], self._waiting[AT_ONCE:]
+                answers: Sequence[Any]
+                try:
+                    answers = await self._scripts.run([call for call, _ in some])
+                except Exception as error:  # each of them hears of it, whatever it was
+                    answers = [error] * len(some)
+                for (_, answer), told in zip(some, answers, strict=True):
+                    if not answer.done():
+                        answer.set_result(told)
+        finally:
+            self._asking = None
+            for _, answer in self._waiting:
+                answer.cancel()
+            self._waiting = []
 
 
 def _facts_call(request: FactsRequest) -> Call:

@@ -35,7 +35,7 @@ MAGIC = b"SPJRNL\x00\x01"
 SUFFIX = ".journal"
 KEPT = ".kept"  # carried out, and kept until the ledger has it
 _FRAME = struct.Struct(">II")
-_OLD_HEAD, _INTENT, _OUTCOME, _HEAD, _FORGOTTEN = 0, 1, 2, 3, 4
+_OLD_HEAD, _INTENT, _OUTCOME, _HEAD, _FORGOTTEN, _FORESEEN = 0, 1, 2, 3, 4, 5
 _OLD_HEAD_FIELDS = struct.Struct(">BH")  # up to 0.1.0: without an epoch, which was 0
 _HEAD_FIELDS = struct.Struct(">BHQ")
 _FORGOTTEN_FIELDS = struct.Struct(">BBQ")
@@ -85,7 +85,15 @@ class Forgotten:
     token: int
 
 
-Record = Intent | Outcome | Forgotten
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """A message is about to be composed, its dot may follow. It counts after an unclean boot only: a store that does
+    not sync every write may have forgotten the lease, and the disk an intent of the last moment."""
+
+    intent: Intent
+
+
+Record = Intent | Outcome | Forgotten | Foreseen
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +130,10 @@ def encode_head(boot: str, holder: str, epoch: int = 0) -> bytes:
     return _HEAD_FIELDS.pack(_HEAD, len(name), epoch) + name + holder.encode()
 
 
-def encode_intent(intent: Intent) -> bytes:
+def encode_intent(intent: Intent, *, foreseen: bool = False) -> bytes:
+    kind = _FORESEEN if foreseen else _INTENT
     return _INTENT_FIELDS.pack(
-        _INTENT, intent.partition, intent.index, min(intent.attempt, 255), intent.token, intent.job, intent.mref
+        kind, intent.partition, intent.index, min(intent.attempt, 255), intent.token, intent.job, intent.mref
     ) + intent.slice_id.encode("ascii")
 
 
@@ -200,8 +209,13 @@ def plan(logs: Sequence[Log], boot: str) -> Plan:
     """For each recipient the last word. boot: `journal.boot_id()` of now; logs: oldest first, of one worker."""
     last: dict[tuple[LeaseKey, int], Intent | Outcome] = {}
     forgotten: set[LeaseKey] = set()
+    foreseen: dict[tuple[LeaseKey, int], Intent] = {}
     for log in logs:
         for record in log.records:
+            if isinstance(record, Foreseen):
+                ahead = record.intent
+                foreseen[(ahead.partition, ahead.slice_id, ahead.token), ahead.index] = ahead
+                continue
             key = (record.partition, record.slice_id, record.token)
             if isinstance(record, Forgotten):
                 forgotten.add(key)
@@ -211,6 +225,10 @@ def plan(logs: Sequence[Log], boot: str) -> Plan:
             if isinstance(known, Outcome) and known.kind in TERMINAL:
                 continue
             last[place] = record
+    named = [log for log in logs if log.holder]
+    unclean = any(log.boot != boot for log in named)
+    if unclean:
+        last = {**foreseen, **last}
     outcomes: dict[LeaseKey, list[Outcome]] = {}
     in_doubt: dict[LeaseKey, list[Intent]] = {}
     for (key, _), record in last.items():
@@ -218,8 +236,7 @@ def plan(logs: Sequence[Log], boot: str) -> Plan:
             outcomes.setdefault(key, []).append(record)
         elif key not in forgotten:  # an intent whose lease was handed back was answered, or never reached its peer
             in_doubt.setdefault(key, []).append(record)
-    named = [log for log in logs if log.holder]
-    return Plan(outcomes, in_doubt, frozenset(log.holder for log in named), any(log.boot != boot for log in named))
+    return Plan(outcomes, in_doubt, frozenset(log.holder for log in named), unclean)
 
 
 def discard(logs: Sequence[Log]) -> None:
@@ -268,9 +285,10 @@ def _decode(body: bytes) -> Record:
     if body[0] == _FORGOTTEN:
         _, partition, token = _FORGOTTEN_FIELDS.unpack_from(body)
         return Forgotten(partition, body[_FORGOTTEN_FIELDS.size :].decode("ascii"), token)
-    if body[0] == _INTENT:
+    if body[0] in (_INTENT, _FORESEEN):
         _, partition, index, attempt, token, job, mref = _INTENT_FIELDS.unpack_from(body)
-        return Intent(job, mref, attempt, partition, body[_INTENT_FIELDS.size :].decode("ascii"), token, index)
+        intent = Intent(job, mref, attempt, partition, body[_INTENT_FIELDS.size :].decode("ascii"), token, index)
+        return Foreseen(intent) if body[0] == _FORESEEN else intent
     if body[0] == _OUTCOME:
         _, partition, index, kind, token, length = _OUTCOME_FIELDS.unpack_from(body)
         name = body[_OUTCOME_FIELDS.size : _OUTCOME_FIELDS.size + length].decode("ascii")

@@ -18,8 +18,9 @@ from pathlib import Path
 from policy.transitions import POINTS
 from tests.chaos.checker import Broken
 from tests.chaos.crash import CrashOutcome, crash
+from tests.chaos.mutants import MUTANTS, apply
 from tests.chaos.older import older
-from tests.chaos.storm import Outcome, Plan, storm
+from tests.chaos.storm import VICTIMS, Outcome, Plan, storm
 from tests.chaos.world import QUICK_PLACES, chaos_world
 
 
@@ -33,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--no-storm", action="store_true", help="only the crash points")
     made.add_argument("--no-points", action="store_true", help="only the storm")
     made.add_argument("--points", default="", help="only these crash points, by comma")
+    made.add_argument("--victims", default=",".join(VICTIMS), help="kinds of roles to kill, each as often as named")
     made.add_argument("--restore", action="store_true", help="instead of the storm, Redis comes back older (T12)")
+    made.add_argument("--mutant", default="", choices=["", *MUTANTS], help="with a broken engine: 0 when it is found")
     made.add_argument("--keep", action="store_true", help="keep the folders of the worlds")
     return made
 
@@ -48,9 +51,11 @@ async def run(options: argparse.Namespace) -> int:
     outcome: Outcome | None = None
     if not options.no_storm:
         shots = options.shots or min(600, max(100, 4 * options.kills))
-        plan = Plan(options.seed, options.kills, shots, options.scale)
+        plan = Plan(options.seed, options.kills, shots, options.scale, victims=tuple(options.victims.split(",")))
         folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp")) if options.keep else None
         async with chaos_world(options.workers, folder=folder) as world:
+            if options.mutant:
+                apply(options.mutant, world.sources)
             if folder is not None:
                 say(f"folder {folder}")
             outcome = await (older if options.restore else storm)(world, plan, say)
@@ -61,6 +66,8 @@ async def run(options: argparse.Namespace) -> int:
         points = [point for point in POINTS if point.name in wanted]
         folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp")) if options.keep else None
         async with chaos_world(1, QUICK_PLACES, folder=folder) as world:
+            if options.mutant:
+                apply(options.mutant, world.sources)
             if folder is not None:
                 say(f"folder {folder}")
             crashes = await crash(world, points, options.seed, say)
@@ -68,6 +75,10 @@ async def run(options: argparse.Namespace) -> int:
     for one in broken:
         print(one, flush=True)
     print(json.dumps(_summary(options, outcome, crashes, broken, time.monotonic() - began)), flush=True)
+    if options.mutant:
+        found = {one.law for one in broken} & MUTANTS[options.mutant].laws
+        say(f"mutant {options.mutant}: {'found by ' + ', '.join(sorted(found)) if found else 'NOT found'}")
+        return 0 if found else 1
     return 1 if broken else 0
 
 

@@ -2,12 +2,12 @@
 
     python -m tests.chaos.blocked [--domains 10000] [--free 12000]
 
-Law: who waits for a blocked site costs the others nothing: the free domains keep 95 % of the throughput they have alone,
+Law: who waits for a blocked site costs the others nothing: the free domains keep 95 % of their throughput without it,
 and the worker asks for leases that it cannot get less than 20 times a second.
 
 Path: 1. a campaign to the free domains, alone, twice (the second is the measure); 2. one to the 10,000 domains, whose
 provider greets with 421, and the free ones again while their site is being found out (told, not judged); 3. once every
-lane waits there, the free ones twice more, the blocked 30,000 waiting in their lanes; 4. the figures, as one line of JSON.
+lane waits there, the free ones twice more, the blocked 30,000 waiting in their lanes; 4. the figures, one line of JSON.
 
 One run, one machine, ratios only: throughput is from the first to the last message of a campaign by the sink's clock.
 Known limits: neighbours on the machine move single campaigns by several per cent, so the better of two is compared.
@@ -45,9 +45,10 @@ async def campaign(mail: MailWorld, name: str, people: list[dict[str, Any]]) -> 
     status = await mail.finished(name, 300)
     assert status.counts.get("delivered") == len(people), status
     counts = await mail.sink_counts()
-    taken = sum(counts[site]["accepted"] - before[site]["accepted"] for site in counts)
+    taken: int = sum(counts[site]["accepted"] - before[site]["accepted"] for site in counts)
     assert taken == len(people)
-    return taken / (max(counts[site]["last_at"] for site in counts) - began)
+    last: float = max(counts[site]["last_at"] for site in counts)
+    return taken / (last - began)
 
 
 def free(count: int, start: int) -> list[dict[str, Any]]:
@@ -116,11 +117,14 @@ async def measure(options: argparse.Namespace, mail: MailWorld, sink: SinkProces
 async def run(options: argparse.Namespace, folder: Path) -> int:
     providers = [f"accept:0:name=free{n}" for n in range(FREE_SITES)]
     async with sink_process(folder, {"blocked": "greet.421"}) as sink:
-        async with mail_world(*providers, others={"blocked": sink.ports["blocked"]}, sink_options=("--keep", "0")) as mail:
+        async with mail_world(
+            *providers, others={"blocked": sink.ports["blocked"]}, sink_options=("--keep", "0")
+        ) as mail:
             # a provider that blocks is asked again after seconds here and after half an hour in earnest
             text = mail.config.read_text()
-            text = text.replace("back_off = 0.3\n", "back_off = 5\n").replace("back_off_cap = 1\n", "back_off_cap = 20\n")
-            mail.config.write_text(text.replace("block_back_off = 0.3\n", "block_back_off = 10\n"))
+            for name, usual, here in (("back_off", "0.3", 5), ("back_off_cap", "1", 20), ("block_back_off", "0.3", 10)):
+                text = text.replace(f"\n{name} = {usual}\n", f"\n{name} = {here}\n")
+            mail.config.write_text(text)
             figures = await measure(options, mail, sink)
     figures["broken"] = [
         name
@@ -138,7 +142,7 @@ async def run(options: argparse.Namespace, folder: Path) -> int:
 def main() -> int:
     import tempfile
 
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.blocked", description="a blocked provider beside free ones")
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.blocked", description="one blocked provider")
     parser.add_argument("--domains", type=int, default=10_000, help="domains behind the blocked provider")
     parser.add_argument("--free", type=int, default=12_000, help="recipients of each campaign to the free ones")
     options = parser.parse_args()

@@ -24,6 +24,7 @@ from typing import Any
 import redis.exceptions
 from sqlalchemy import Row, select
 
+from engine.queue.slices import Header, parse_header
 from policy import keyspace
 from policy.address import AddressError, mref_of, normalise, parse
 from policy.events import TERMINAL, Kind
@@ -160,6 +161,37 @@ def _not_over(url: str, acknowledged: set[str]) -> list[str]:
     finally:
         engine.dispose()
     return sorted(acknowledged - over)
+
+
+async def stuck(world: World, left: Sequence[str]) -> list[str]:
+    """Where the recipients of jobs that do not end are: the ledger, the lanes, the leases, the intake."""
+    lines: list[str] = []
+    known = await asyncio.to_thread(told_of, world.settings.sql_address())
+    numbers = set()
+    for name in left:
+        if name in known:
+            said = known[name][1]
+            numbers.add(said.number)
+            lines.append(f"{name}: job {said.number} {said.state}, rows {said.rows}, ended {dict(said.counters)}")
+        else:
+            lines.append(f"{name}: the ledger does not know it")
+    for partition in range(keyspace.PARTITIONS):
+        prefix = keyspace.prefix(partition)
+        leases: Any = await world.redis.hgetall(keyspace.leases(partition))
+        async for key in world.redis.scan_iter(match=f"{prefix.replace('{', '?').replace('}', '?')}s:*", count=1000):
+            header = parse_header(await call(world.redis, "GET", key) or b"")
+            if isinstance(header, Header) and header.job in numbers:
+                name = key.decode().rpartition(":")[2]
+                where = leases.get(name.encode(), b"waiting").decode()
+                count = len(header.pending())
+                lines.append(f"p{partition:02d} slice {name} of job {header.job}: {count} pending, {where}")
+        holders: Any = await world.redis.hgetall(keyspace.holders(partition))
+        lines += [f"p{partition:02d} holder {name.decode()} {beat.decode()}" for name, beat in holders.items()]
+    with contextlib.suppress(redis.exceptions.ResponseError):
+        pending: Any = await world.redis.xpending_range(keyspace.INTAKE, keyspace.INTAKE_GROUP, "-", "+", 20)
+        lines += [f"intake: {entry}" for entry in pending]
+    workers: Any = await world.redis.hgetall(keyspace.HOSTS)
+    return lines + [f"registered: {name.decode()}" for name in workers]
 
 
 async def waiting_events(client: Client) -> int:

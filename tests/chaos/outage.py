@@ -38,15 +38,23 @@ _ENDS = 20.0  # s for a tracer to write its last line
 
 
 class Matrix(EmbeddedServer):
-    """sync: appendfsync; around: words of a program it runs under."""
+    """sync: appendfsync; around: words of a program it runs under; place: of its data."""
 
     def __init__(self, folder: Path, sync: str) -> None:
         super().__init__(folder)
         self.sync = sync
         self.around: Sequence[str] = ()
+        self.place = self.folder
 
     def _configuration(self) -> str:
-        return super()._configuration().replace("appendfsync always", f"appendfsync {self.sync}", 1)
+        written = super()._configuration()
+        for old, new in (
+            ("appendfsync always", f"appendfsync {self.sync}"),
+            (f'\ndir "{self.folder}"', f'\ndir "{self.place}"'),
+        ):
+            assert old in written
+            written = written.replace(old, new, 1)
+        return written
 
     def _spawn(self, binary: Path) -> None:
         if self.around:
@@ -154,7 +162,7 @@ async def power_cut(world: World, before: Mapping[str, int]) -> Cut:
     """All of the machine is gone, and its disk shows what it would show at the next boot. before: of `traced`.
 
     Nobody of the harness may hold the database open: its locks and its shared memory would outlive the machine."""
-    pids = {name: world.pids()[name] for name in MACHINE}
+    tracers = [_tracer(world.pids()[name]) for name in MACHINE]
     began = time.monotonic()
     for name in MACHINE:
         world.signal(name, signal.SIGSTOP)
@@ -169,20 +177,32 @@ async def power_cut(world: World, before: Mapping[str, int]) -> Cut:
             await world.roles[name].ended.wait()
             world.faults.append(world._fault(world.roles[name], began, time.monotonic()))
     world.faults.append(Fault("redis", began, time.monotonic()))
-    for name, pid in pids.items():
-        await _written(_log(world, name), pid)
+    for tracer in tracers:
+        await _ended(tracer)
     kept = await asyncio.to_thread(_what_is_kept, world, before)
     world.extra[BOOT_VARIABLE] = str(uuid.uuid4())
     return await asyncio.to_thread(_apply, kept, world.folder, began)
 
 
-async def _written(log: Path, pid: int) -> None:
-    """Until the tracer has said its last word of this process, and of its threads before it."""
+def _tracer(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("TracerPid:")).split()[1])
+
+
+async def _ended(tracer: int) -> None:
+    """Until the tracer has said its last word; it ends with the last thread it watched."""
     deadline = time.monotonic() + _ENDS
-    while f"\n{pid} +++ ".encode() not in log.read_bytes()[-4096:].replace(b"  +++", b" +++"):
+    while Path(f"/proc/{tracer}").exists() and _state(tracer) != "Z":
         if time.monotonic() > deadline:
-            raise RuntimeError(f"the log of strace does not end: {log}")
+            raise RuntimeError(f"strace does not end: {tracer} is {_state(tracer)}")
         await asyncio.sleep(0.02)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
 
 
 def _what_is_kept(world: World, before: Mapping[str, int]) -> list[Kept]:

@@ -37,6 +37,8 @@ AWAY = 2.0  # s of the two outages in which nobody may spin
 CALM = 25.0  # s for the sink's connections to end and permits to expire
 SETTLED = 8.0  # s after a fault of Redis in which a role that was being started may end by itself
 
+VICTIMS = ("redis", "policy", "sink", "tracker", "engine", "engine")  # one of these, each as often as it stands here
+
 Say = Callable[[str], None]
 
 
@@ -55,13 +57,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """kills: how many; shots: acknowledged suppressions wanted; scale: size of jobs; drain: the T of I7."""
+    """kills: how many; shots: acknowledged suppressions wanted; scale: size of jobs; drain: the T of I7; victims: kinds of roles."""
 
     seed: int
     kills: int
     shots: int
     scale: float = 1.0
     drain: float = DRAIN
+    victims: tuple[str, ...] = VICTIMS
     render: bool = True
 
 
@@ -134,7 +137,7 @@ async def faults(world: World, plan: Plan, span: float, say: Say) -> int:
             if engine not in down:
                 down.add(engine)
                 again.add(asyncio.create_task(_pause(world, engine, seconds, down)))
-        kinds = ["redis", "policy", "sink", "tracker", "engine", "engine"]
+        kinds = list(plan.victims)
         chance.shuffle(kinds)
         names = [chance.choice(world.engines) if kind == "engine" else kind for kind in kinds]
         while not (free := [name for name in names if name not in down]):
@@ -176,6 +179,8 @@ async def _until_shot(world: World, shot_log: Path, plan: Plan, say: Say) -> Non
 async def quiet(world: World, ledger: Path, plan: Plan, say: Say) -> tuple[float, list[Measure]]:
     seconds, left = await observe.drained(world, ledger, plan.drain)
     say(f"drained in {seconds:.1f} s" if not left else f"NOT drained in {seconds:.1f} s: {left[:5]}")
+    for line in await observe.stuck(world, left) if left else ():
+        say(f"    {line}")
     found = [Measure("I7", "all jobs", "seconds to drain after the last fault", round(seconds, 1), plan.drain)]
     found += [Measure("I7", f"job {name}", "not over in time", 1, 0) for name in left]
     return seconds, found

@@ -168,6 +168,7 @@ class World:
     control: int = 0
     wrap: dict[str, Sequence[str]] = field(default_factory=dict)  # the program a role runs under, by name
     extra: dict[str, str] = field(default_factory=dict)  # more environment, for every role
+    prelude: dict[str, str] = field(default_factory=dict)  # Python that runs first, by kind of role
     reader: Reader = field(init=False)
     ask: WriterClient = field(init=False)
     _watchers: set[asyncio.Task[None]] = field(default_factory=set)
@@ -249,7 +250,8 @@ class World:
         log = (self.folder / "logs" / f"{name}.log").open("ab")
         try:
             return await asyncio.create_subprocess_exec(
-                *self.wrap.get(name, ()), *command, cwd=self.sources, env=self._environment(name, crash_at), start_new_session=True,
+                *self.wrap.get(name, ()), *command,
+                cwd=self.sources, env=self._environment(name, crash_at), start_new_session=True,
                 stdin=asyncio.subprocess.PIPE if held else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE if name == "sink" else log, stderr=log,
             )  # fmt: skip
@@ -264,7 +266,8 @@ class World:
             return [sys.executable, "-c", _TIED, "tests.chaos.sink", *words, "--record", str(self.record)]
         if kind in ("policy", "engine", "tracker"):
             which = ["--index", index] if kind == "engine" else []
-            return [sys.executable, "-c", before + _ROLE, "run", kind, *which, "--config", str(self.config)]
+            code = self.prelude.get(kind, "") + before + _ROLE
+            return [sys.executable, "-c", code, "run", kind, *which, "--config", str(self.config)]
         return [sys.executable, "-c", _TIED, f"tests.chaos.{kind}", str(self.config), *extra]
 
     def _environment(self, name: str, crash_at: str) -> dict[str, str]:

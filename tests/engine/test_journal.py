@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.queue import journal
-from engine.queue.journal import Forgotten, Intent, Journal, JournalBroken, Outcome, Plan
+from engine.queue.journal import Foreseen, Forgotten, Intent, Journal, JournalBroken, Outcome, Plan
 from engine.queue.replay import MAGIC, encode_intent, frame
 from policy.events import Kind
 
@@ -50,6 +50,22 @@ async def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert (log.boot, log.holder, log.torn) == (BOOT, HOLDER, 0)
     assert log.records == (an_intent(0), an_intent(1), an_outcome(0))
     assert (tmp_path / "00000001.journal").stat().st_mode & 0o777 == 0o600
+
+
+async def test_who_is_foreseen_is_on_the_disk_when_durable_returns(tmp_path: Path) -> None:
+    book = Journal.open(tmp_path, HOLDER, BOOT)
+    book.foresee([an_intent(0), an_intent(1)])
+    await book.durable()
+    assert journal.read_folder(tmp_path)[0].records == (Foreseen(an_intent(0)), Foreseen(an_intent(1)))
+    book.forget(63, "c1", 9)
+    await book.close()
+    assert files_in(tmp_path) == 0, "a lease that is over keeps no file"
+
+
+def test_a_test_may_say_which_boot_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = journal.boot_id()
+    monkeypatch.setenv(journal.BOOT_VARIABLE, "the-next-boot")
+    assert journal.boot_id() == "the-next-boot" != ours
 
 
 async def test_an_intent_is_with_the_kernel_when_intend_returns(tmp_path: Path) -> None:
@@ -321,7 +337,7 @@ asyncio.run(main())
     assert len(logs[0].records) == 4
 
 
-def _plan(*records: Intent | Outcome, boot: str = BOOT) -> Plan:
+def _plan(*records: Intent | Outcome | Foreseen | Forgotten, boot: str = BOOT) -> Plan:
     return journal.plan([journal.Log(Path("x"), BOOT, HOLDER, records, 0)], boot)
 
 
@@ -355,6 +371,14 @@ def test_leases_are_told_apart_by_token() -> None:
 def test_another_boot_is_unclean() -> None:
     assert _plan(an_intent(0), boot="boot-2").unclean
     assert not _plan(boot=BOOT).unclean
+
+
+def test_whom_the_press_foresaw_is_in_doubt_after_an_unclean_boot_only() -> None:
+    ahead = Foreseen(an_intent(0)), Foreseen(an_intent(1)), an_outcome(1)
+    assert _plan(*ahead).in_doubt == {}
+    assert _plan(*ahead, boot="boot-2").in_doubt == {(63, "c1", 9): [an_intent(0)]}
+    assert _plan(*ahead, Forgotten(63, "c1", 9), boot="boot-2").in_doubt == {}, "handed back, or settled to its end"
+    assert _plan(Foreseen(an_intent(0)), an_intent(0), boot="boot-2").in_doubt == {(63, "c1", 9): [an_intent(0)]}
     assert journal.boot_id() == journal.boot_id() != ""
 
 

@@ -300,3 +300,21 @@ async def test_a_worker_whose_clock_is_wrong_by_days_works_by_the_clock_of_the_s
             file.write_text(str(-days * DAYS))  # it steps while slices are leased and messages are on the wire
         why = ward.mail.policy.reader.why("person3@wrong.held.test", ward.mail.policy.keyring)
         assert abs(why.stories[0].at - ward.mail.policy.clock()) < 3600 * 1_000_000, "events carry the store's time"
+
+
+async def test_a_journal_that_breaks_says_so_at_once_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the dot nothing is settled, so nobody would ask: the worker would connect, send and drop for ever."""
+    book = Journal.open(tmp_path, "host:0:1", "boot")
+    told: list[JournalBroken] = []
+    book.on_broken = told.append
+
+    def full(handle: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    for index in range(3):
+        with pytest.raises(JournalBroken):
+            book.intend([Intent(1, index, 0, 1, "c1", 1, index)])
+    monkeypatch.undo()
+    await book.close()
+    assert len(told) == 1

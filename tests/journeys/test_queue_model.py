@@ -71,7 +71,7 @@ START = 1_800_000_000 * SECOND_US
 JUMPS = (-3 * DAY_US, -HOUR_US, -SECOND_US, SECOND_US, 6 * SECOND_US, 600 * SECOND_US, HOUR_US, DAY_US, 3 * DAY_US)
 SIZES = st.sampled_from([1, 2, 3, 5, 64])
 LIVES = (2 * HOUR_US, 2 * DAY_US, FAR)
-WORDS = (f"a{ACCOUNT}", *(f"{letter}{lane}" for lane in LANES[:2] for letter in "lc"))
+WORDS = (f"a{ACCOUNT}", f"a{ACCOUNT}", f"l{LANES[0]}", f"l{LANES[1]}", f"c{LANES[2]}")
 ENDS = (Kind.DELIVERED, Kind.BOUNCED, Kind.REFUSED, Kind.UNKNOWN)
 STANDINGS = {"sending": Standing.CLEAR, "paused": Standing.PAUSED, "cancelled": Standing.CANCELLED,
     "expired": Standing.EXPIRED, "lost": Standing.GONE}  # fmt: skip
@@ -348,14 +348,16 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: self.hands)
     @rule(data=st.data())
     def gate(self, data: st.DataObject) -> None:
-        """All hands are asked about at once, as the press does."""
-        some = data.draw(st.permutations([*self.hands.values()]))
-        by = self.workers[some[0].worker]
+        self.ask_about_all(data.draw(st.permutations([*self.hands.values()])))
+
+    def ask_about_all(self, some: Sequence[Hand] | None = None) -> None:
+        """All hands are asked about at once, as the press does, and everybody after each word of an operator."""
+        some = some if some is not None else [*self.hands.values()]
         questions = [
             GateRequest(PART, hand.lease.slice_id, hand.lease.token, [b"t" * 12] * len(hand.pending), b"d" * 12)
             for hand in some
         ]
-        for hand, answer in zip(some, self.did(by.gate_many(questions)), strict=True):
+        for hand, answer in zip(some, self.did(self.workers[0].gate_many(questions)), strict=True):
             assert answer is not None
             assert answer.standing is self.standing(hand.header)
             assert answer.facts == (bytes(len(hand.pending)) if answer.standing is Standing.CLEAR else b"")
@@ -492,6 +494,7 @@ class Queue(RuleBasedStateMachine):
             state = data.draw(st.sampled_from(states))
             assert allowed("job", self.jobs[job], state)
             self.show_job(job, state)
+            self.ask_about_all()
 
     def show_job(self, job: int, state: str) -> None:
         self.say(f"j{job}", stands=state == "paused")
@@ -509,11 +512,14 @@ class Queue(RuleBasedStateMachine):
         self.say(word, stands=stands)
         if brings:
             self.did(self.sweeps.unpark([PART]))
+        self.ask_about_all()
 
     @precondition(lambda self: LATE not in self.jobs)
-    @rule()
-    def cancel_what_is_not_there_yet(self) -> None:
+    @rule(sizes=st.lists(SIZES, min_size=1, max_size=2), life=st.sampled_from(LIVES), data=st.data())
+    def cancel_what_is_not_there_yet(self, sizes: list[int], life: int, data: st.DataObject) -> None:
+        """And then its first chunk comes, made before anybody heard of the end."""
         self.say(f"x{LATE}", stands=True)
+        self.put_a_chunk(LATE, sizes, life, 0, 0, data)
 
     # --- keys --------------------------------------------------------------------------------------------------------
 
