@@ -207,7 +207,8 @@ async def _work(index: int, policy: PolicySettings, settings: EngineSettings) ->
         saying = asyncio.create_task(presence.run(), name="presence")
         try:
             tools = Tools(redis, lanes, campaigns, keys(), retry_plan(settings), epoch.now_us(), jitter, epoch)
-            replayed = arrival.replayed(journals, index, settings.worker_count, tools, journal, holder)
+            heir = partial(inherit, redis, holder)
+            replayed = arrival.replayed(journals, index, settings.worker_count, tools, journal, holder, heir)
             if not await arrival.unless_older(fence, replayed):
                 return STORE_OLDER
             signs.is_ready = True
@@ -215,10 +216,7 @@ async def _work(index: int, policy: PolicySettings, settings: EngineSettings) ->
                 vitals.publish(signs(), time.time())  # the writer may be waiting for this word
             if not await arrival.unless_older(fence, epoch.opened()):
                 return STORE_OLDER
-            await presence.succeed(
-                lambda other: other == index or (index == 0 and other >= settings.worker_count),
-                partial(inherit, redis, holder),
-            )
+            await presence.succeed(lambda other: other == index or (index == 0 and other >= settings.worker_count))
             resolver = Resolver.from_settings(settings)
             courier = Courier(
                 redis=redis,

@@ -83,21 +83,33 @@ async def own_journal(folder: Path, holder: str, epoch: Epoch) -> Journal:
         await asyncio.sleep(0.1)
 
 
-async def replayed(root: Path, index: int, workers: int, tools: Tools, journal: Journal, holder: str) -> None:
+Inherit: TypeAlias = Callable[[Sequence[str]], Awaitable[None]]
+
+
+async def replayed(
+    root: Path, index: int, workers: int, tools: Tools, journal: Journal, holder: str, inherit: Inherit
+) -> None:
     """root: data_dir/journal. Worker 0 also answers for places that are no longer filled; whoever was started there by
-    hand lives and answers for himself."""
+    hand lives and answers for himself. inherit: gets the holders of the dead, before their files go."""
     mine = [root / str(index)]
     if index == 0:
         mine += [path for path in _folders(root) if int(path.name) >= workers]
+    await patiently(partial(inherit, _holders(mine[0], holder)))
     await replay(mine[0], tools, ours=holder, retain=journal.retain)
     for folder in mine[1:]:
         try:
             with adopt(folder):
+                await patiently(partial(inherit, _holders(folder, holder)))
                 await replay(folder, tools, ours=holder, retain=journal.retain)
         except JournalBroken:
             log.info("place %s is filled by a living worker", folder.name)
     if tools.epoch is not None and tools.epoch.is_restored:
         await tell_of_neighbours([path for path in _folders(root) if path not in mine], tools)
+
+
+def _holders(folder: Path, ours: str) -> list[str]:
+    """Who wrote the journals of a folder that is ours, or adopted: its owner is dead."""
+    return sorted({read_head(path).holder for path in paths(folder)} - {"", ours})
 
 
 def _folders(root: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 
@@ -58,24 +58,18 @@ class Presence:
             self.is_asked_to_rest = wanted
             self.on_rest(wanted)
 
-    async def succeed(
-        self, is_ours: Callable[[int], bool], inherit: Callable[[Sequence[str]], Awaitable[None]] | None = None
-    ) -> None:
-        """Entries of this data folder at places we answer for are of the dead. inherit: gets their holders first."""
+    async def succeed(self, is_ours: Callable[[int], bool]) -> None:
+        """Entries of this data folder at places we answer for are of the dead."""
         with contextlib.suppress(RedisError, OSError):
-            await self._bury(is_ours, inherit)
+            await self._bury(is_ours)
 
-    async def _bury(
-        self, is_ours: Callable[[int], bool], inherit: Callable[[Sequence[str]], Awaitable[None]] | None
-    ) -> None:
+    async def _bury(self, is_ours: Callable[[int], bool]) -> None:
         known = await hosts.read(self._redis)
         gone = [
             worker.holder
             for worker in known.of(self._worker.host)
             if worker.home == self._worker.home and is_ours(worker.index) and worker.holder != self._worker.holder
         ]
-        if gone and inherit is not None:
-            await inherit(gone)
         await hosts.withdraw(self._redis, gone)
 
     async def leave(self) -> None:

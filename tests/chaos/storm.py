@@ -57,7 +57,8 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """kills: how many; shots: acknowledged suppressions wanted; scale: size of jobs; drain: the T of I7; victims: kinds of roles."""
+    """kills: how many; shots: acknowledged suppressions wanted; scale: size of jobs; drain: the T of I7; victims: kinds
+    of roles."""
 
     seed: int
     kills: int
