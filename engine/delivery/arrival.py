@@ -2,8 +2,9 @@
 
     reached     Redis answers, the writer has cleared this run of it (`policy.fence`), and it keeps our promises
     journal     a file of our own, in a folder that is ours alone
-    replayed    what a dead worker of our place left is carried out; after a restore of Redis, what the journals of our
-                neighbours know is told again, too: they may come back later than leasing opens
+    replayed    what a dead worker of our place held of the intake is ours, its journal is carried out; after a restore
+                of Redis, what the journals of our neighbours know is told again, too: they may come back later than
+                leasing opens
     open        the epoch is open for leasing (`engine.queue.epoch`); until `Signs` says our epoch the writer waits
 
 Laws: a worker waits for Redis as long as it takes, and says so; being told to stop, or Redis coming back older, ends
@@ -16,16 +17,18 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from redis.exceptions import RedisError
 
 from engine.delivery.departure import ended
-from engine.delivery.replay import Tools, replay, tell_of_neighbours
+from engine.delivery.replay import Tools, patiently, replay, tell_of_neighbours
 from engine.queue.epoch import Epoch
 from engine.queue.journal import Journal, JournalBroken, adopt, boot_id
+from engine.queue.replay import paths, read_head
 from policy import valkey
 from policy.fence import Fence
 from policy.vitals import Statistics
@@ -94,12 +97,12 @@ async def replayed(
     mine = [root / str(index)]
     if index == 0:
         mine += [path for path in _folders(root) if int(path.name) >= workers]
-    await patiently(partial(inherit, _holders(mine[0], holder)))
+    await patiently(partial(inherit, holders_in(mine[0], holder)))
     await replay(mine[0], tools, ours=holder, retain=journal.retain)
     for folder in mine[1:]:
         try:
             with adopt(folder):
-                await patiently(partial(inherit, _holders(folder, holder)))
+                await patiently(partial(inherit, holders_in(folder, holder)))
                 await replay(folder, tools, ours=holder, retain=journal.retain)
         except JournalBroken:
             log.info("place %s is filled by a living worker", folder.name)
@@ -107,7 +110,7 @@ async def replayed(
         await tell_of_neighbours([path for path in _folders(root) if path not in mine], tools)
 
 
-def _holders(folder: Path, ours: str) -> list[str]:
+def holders_in(folder: Path, ours: str) -> list[str]:
     """Who wrote the journals of a folder that is ours, or adopted: its owner is dead."""
     return sorted({read_head(path).holder for path in paths(folder)} - {"", ours})
 

@@ -47,8 +47,8 @@ MUTANTS: Final = {
     # a dead worker's slices stay his
     "keeps-the-dead": Mutant(
         "engine/queue/reclaim.lua",
-        "    hand_back(leases[at], now)\n",
-        "",
+        "if hand_back(leases[at], now) then",
+        "if leases[at] then",
         frozenset({"I1", "I6", "I7"}),
     ),
     # a chunk that is handed out again after a crash is laid again

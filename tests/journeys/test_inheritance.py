@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from engine.campaign.claims import Claims, Limits, inherit
+from engine.delivery.arrival import holders_in
+from engine.queue.replay import MAGIC, SUFFIX, encode_head, frame
 from policy import keyspace
 from tests.world.servers import ValkeyServer, valkey
 
@@ -43,6 +46,13 @@ async def test_the_living_keep_what_they_hold(valkey: ValkeyServer) -> None:
     await inherit(valkey.client, "host:0:2-b", ["host:0:1-a"])
     pending: Any = await valkey.client.xpending(keyspace.INTAKE, keyspace.INTAKE_GROUP)
     assert [(each["name"], each["pending"]) for each in pending["consumers"]] == [(b"host:1:9-z", 2)]
+
+
+def test_the_dead_are_those_whose_journals_lie_in_our_folder(tmp_path: Path) -> None:
+    for number, holder in enumerate(("host:0:1-a", "host:0:2-b", "host:0:1-a"), start=1):
+        (tmp_path / f"{number:08d}{SUFFIX}").write_bytes(MAGIC + frame(encode_head("boot", holder)))
+    (tmp_path / f"00000009{SUFFIX}").write_bytes(b"")
+    assert holders_in(tmp_path, "host:0:2-b") == ["host:0:1-a"]
 
 
 async def test_there_need_be_no_intake_yet(valkey: ValkeyServer) -> None:
