@@ -30,6 +30,7 @@ from policy.crashpoints import reach
 from policy.valkey import Client
 
 MOST_PARKED: Final = 256
+LOOK_SECONDS: Final = 2.0
 CLAIM_IDLE: Final = 60.0  # s; a worker that is known to be dead is not waited for (`inherit`)
 BURY: Final = 10  # times claim_idle
 _LONGEST_PAUSE: Final = 5.0
@@ -111,6 +112,8 @@ class Claims:
     parked: dict[str, _Parked] = field(default_factory=dict)
     _cursor: str = "0-0"
     _next_claim: float = 0.0
+    _next_look: float = 0.0
+    _dropped: set[str] = field(default_factory=set)
     _scripts: Scripts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -145,11 +148,40 @@ class Claims:
 
     async def take(self, block: float) -> list[Entry]:
         """At most `limits.claim` entries. block: seconds to wait for new ones when there are no others."""
-        entries = await self.due()
+        entries = await self.strays() or await self.due()
         entries += await self.of_the_silent(self.limits.claim - len(entries))
         room = self.limits.claim - len(entries)
         if room > 0 and len(self.parked) < MOST_PARKED:
             entries += await self.new(room, 0.0 if entries or self._cursor != "0-0" else self._patience(block))
+        return entries
+
+    async def strays(self) -> list[Entry]:
+        """Entries that were given to us in a reply that was lost (the client repeats the call, and is given others).
+        Between two steps nothing is in our hands but what is parked, so whatever else is pending under our name is one
+        of them, unless it failed and is left to fall silent."""
+        now = self.monotonic()
+        if now < self._next_look:
+            return []
+        self._next_look = now + LOOK_SECONDS
+        pending = await self.redis.xpending_range(
+            keyspace.INTAKE, keyspace.INTAKE_GROUP, min="-", max="+", count=MOST_PARKED + self.limits.claim,
+            consumername=self.consumer,
+        )  # fmt: skip
+        known = self.parked.keys() | self._dropped
+        idle = self.limits.claim_idle * 1000  # as old as that: inherited, and `of_the_silent` counts a delivery for it
+        ours = {
+            str(_text(cast(bytes, one["message_id"]))): int(one["times_delivered"])
+            for one in pending
+            if int(one["time_since_delivered"]) < idle
+        }
+        self._dropped &= ours.keys()
+        entries: list[Entry] = []
+        for name in [name for name in ours if name not in known][: self.limits.claim]:
+            found = await self.redis.xrange(keyspace.INTAKE, min=name, max=name)
+            if found:
+                entries.append(Entry(name, cast(dict[bytes, bytes], found[0][1]), ours[name]))
+            else:  # deleted by somebody who did it, too
+                await self.redis.xack(keyspace.INTAKE, keyspace.INTAKE_GROUP, name)
         return entries
 
     def _patience(self, block: float) -> float:
@@ -180,6 +212,7 @@ class Claims:
         claimed: list[Entry] = []
         for entry_id, flat in entries:
             name = _text(entry_id)
+            self._dropped.discard(name)
             if name not in self.parked:
                 fields = dict(zip(flat[::2], flat[1::2], strict=True))
                 claimed.append(Entry(name, fields, await self._deliveries(name)))
@@ -234,6 +267,7 @@ class Claims:
     def drop_claim(self, entry: Entry) -> None:
         """Neither done nor waiting: it falls silent here and is delivered again, which counts."""
         self.parked.pop(entry.id, None)
+        self._dropped.add(entry.id)
 
     async def finish(self, entry: Entry) -> None:
         await self._leave(entry, None, {})

@@ -58,7 +58,7 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """kills: how many; shots: acknowledged suppressions wanted; scale: size of jobs; drain: the T of I7; victims: kinds
-    of roles."""
+    of roles; patient: with the outages and the rest that show whether anybody spins."""
 
     seed: int
     kills: int
@@ -66,6 +66,7 @@ class Plan:
     scale: float = 1.0
     drain: float = DRAIN
     victims: tuple[str, ...] = VICTIMS
+    patient: bool = True
     render: bool = True
 
 
@@ -92,9 +93,9 @@ async def storm(world: World, plan: Plan, say: Say) -> Outcome:
     for name in ("load", "suppressor"):
         await world.stop(name)
     left, measured = await quiet(world, ledger, plan, say)
-    for name in ("redis", "policy"):
+    for name in ("redis", "policy") if plan.patient else ():
         measured += await outage(world, name)
-    rest, orphans = await settle_down(world, before, say)
+    rest, orphans = await settle_down(world, before, say, patient=plan.patient)
     told = await observe.history(world, ledger, shot_log, [*measured, *rest], orphans, render=plan.render)
     numbers = figures(told)
     traffic = observe.in_traffic(world, told.lines, plan.kills, numbers.messages)

@@ -85,6 +85,7 @@ OURS = re.compile(r"sales-push\.toml|worker-\d+\.log|kept/.*")
 NOT_OURS = {"schema_version.version_num", "sqlite_sequence.name", "sqlite_sequence.seq"}
 # Not on this journey: a dead entry needs an intake that fails five times (test_intake.py has it).
 ELSEWHERE = {"dead"}
+BRIEF = {"site back-off"}  # gone by itself when the back-off ends, on a slow machine before we look
 # Must be gone when no job is under way (CATALOGUE: "with its last slice", "with the job", "settle", …).
 PASSING = {
     "slice", "lane", "lane sites", "due index", "due sites", "leases", "holders", "job state", "chunks put",
@@ -167,7 +168,8 @@ async def test_nothing_is_stored_that_the_inventory_does_not_know() -> None:
 
         assert census.unknown() == []
         seen = {entry.name for key in census.keys if (entry := keyspace.entry_of(key)) is not None}
-        assert {entry.name for entry in keyspace.CATALOGUE} - seen == ELSEWHERE, "the journey shows all there is"
+        missing = {entry.name for entry in keyspace.CATALOGUE} - seen
+        assert ELSEWHERE <= missing <= ELSEWHERE | BRIEF, "the journey shows all there is"
         lasting = {key: entry.name for key in left if (entry := keyspace.entry_of(key)) is not None}
         assert {key: name for key, name in lasting.items() if name in PASSING} == {}
         there, listed = _columns(mail.folder / "policy.db"), {item.column for item in inventory()}

@@ -456,7 +456,11 @@ async def test_forget_ends_hold_unknown_and_gives_resend_one_more_attempt() -> N
         assert twice <= min(40, sent), "only of `resend`, and only who was sent to before"
         assert "elsewhere" not in await listed(mail)
         assert await mail.drain(local) == 0
-        assert await left_in_redis(mail) == {}
+
+        async def is_clean() -> bool:  # permits of the dead worker's connections run out by themselves
+            return await left_in_redis(mail) == {}
+
+        await until(is_clean)
 
 
 async def test_a_host_whose_journal_lies_here_is_not_forgotten_but_started() -> None:

@@ -58,3 +58,17 @@ def test_the_dead_are_those_whose_journals_lie_in_our_folder(tmp_path: Path) -> 
 async def test_there_need_be_no_intake_yet(valkey: ValkeyServer) -> None:
     await inherit(valkey.client, "host:0:2-b", ["host:0:1-a"])
     assert not await valkey.client.exists(keyspace.INTAKE)
+
+
+async def test_an_entry_whose_reply_was_lost_is_found_and_one_that_failed_is_not(valkey: ValkeyServer) -> None:
+    claims = await _held(valkey, "host:0:1-a", 2)  # given to us, and nobody here remembers
+    now = 0.0
+    claims.monotonic = lambda: now
+    first, second = await claims.take(0.0)
+    assert [first.fields[b"job"], second.fields[b"job"]] == [b"0", b"1"]
+    claims.park(first, 60.0)
+    claims.drop_claim(second)
+    now = 10.0
+    assert await claims.take(0.0) == []
+    await claims.finish(first)
+    assert await valkey.client.xlen(keyspace.INTAKE) == 1
