@@ -27,6 +27,7 @@ from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 
 from engine.campaign.claims import Claims, Entry, Limits
 from policy import keyspace, valkey
+from policy.gate import PERMIT_SECONDS
 from policy.valkey import call
 from tests.chaos.proxy import FaultProxy
 from tests.world.mail import job, rows
@@ -173,6 +174,8 @@ async def loading(ward: Ward) -> AsyncIterator[None]:
             pipe.set(f"test:{number}", number)
         await pipe.execute()
     await server.stop()
+    await asyncio.sleep(2 * PERMIT_SECONDS)  # what was permitted while the keys were written is asked for by now
+    ward.begin()
     extra.write_text("--key-load-delay 50 --loading-process-events-interval-bytes 1024")  # µs a key: some 5 s
     server.embedded.start()
     ready = asyncio.create_task(server.embedded.wait_ready())
