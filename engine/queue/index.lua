@@ -16,8 +16,17 @@ local function due_key(id, site)
   return prefix .. 'd:' .. site
 end
 
+-- Whether any lane of the partition has a site. Asked once a script: none gives the first one and asks afterwards.
+local sited
+local function is_sited()
+  if sited == nil then
+    sited = redis.call('EXISTS', prefix .. 'site') == 1
+  end
+  return sited
+end
+
 local function site_of(lane)
-  return redis.call('HGET', prefix .. 'site', lane) or UNRESOLVED
+  return is_sited() and redis.call('HGET', prefix .. 'site', lane) or UNRESOLVED
 end
 
 local function enqueue(id, lane, site, due)

@@ -66,7 +66,8 @@ local function pick(site, asked, one_a_lane)
       id, p = plain[p], p + 1
     end
     local key = prefix .. 's:' .. id
-    local header = redis.call('GETRANGE', key, 0, 66)
+    -- Slices of lanes without a site are small, most of them: read whole at once. Of the others the header decides first.
+    local header = one_a_lane and (redis.call('GET', key) or '') or redis.call('GETRANGE', key, 0, 66)
     local lane = string.sub(header, 57, 67)
     if #header < 67 then
       redis.call('ZREM', due_key(id, site), id)
@@ -87,10 +88,10 @@ local function pick(site, asked, one_a_lane)
         wanted = wanted - 1
         lanes[lane] = true
         redis.call('ZREM', due_key(id, site), id)
-        take(id, header, token, holder)
+        local stamp = take(id, header, token, holder)
         local n = #taken
         taken[n + 1], taken[n + 2], taken[n + 3], taken[n + 4] = id, site, lane, token
-        taken[n + 5] = redis.call('GET', key)
+        taken[n + 5] = one_a_lane and string.sub(header, 1, 32) .. stamp .. string.sub(header, 49) or redis.call('GET', key)
         taken[n + 6] = site == UNRESOLVED and redis.call('ZCARD', prefix .. 'l:' .. lane) - 1 or 0
       end
     end

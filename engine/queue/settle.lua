@@ -114,7 +114,7 @@ local function settle(at)
   redis.call('DEL', key)
   redis.call('HDEL', prefix .. 'lease', id)
   redis.call('ZREM', prefix .. 'l:' .. lane, id)
-  if redis.call('EXISTS', prefix .. 'l:' .. lane) == 0 then
+  if is_sited() and redis.call('EXISTS', prefix .. 'l:' .. lane) == 0 then
     redis.call('HDEL', prefix .. 'site', lane, '<' .. lane)
   end
   return 2
