@@ -124,13 +124,13 @@ class Conclusions:
         return hand
 
     def _nameless(self, lease: Lease, header: Header) -> Hand:
-        self.slices_lost += 1
         nobody = Contents("", [], [Row("", 0, 0, 0, 0, []) for _ in range(header.count)])
         return Hand(lease, header, nobody, self._nothing, self._keyring().pepper)
 
     def lose(self, lease: Lease, header: Header) -> Hand:
         """No key opens it, or its job is gone: every recipient ends LOST under a reference made of its place. Answers
         the hand that carries this to the settle."""
+        self.slices_lost += 1
         hand = self._nameless(lease, header)
         for index in header.pending():
             place = f"{lease.partition}/{lease.slice_id}/{index}".encode()

@@ -5,9 +5,10 @@ a site nobody here has met is probed with one slice, because only its contents n
 leased beside a stock full of campaigns, and campaigns beside that; what is outside its delivery window goes back until
 that opens.
 
-The loop: news (a wake-up from intake, a desk that got hungry, an instant that came, or a quarter of a second) · one
-pipeline of leases over the partitions that have something · each slice opened (of a job of before a restore of Redis:
-compared with the ledger, T12), its domain resolved, its lane assigned to the site found · handed to the site's `Desk`.
+The loop: news (a wake-up from intake, a desk that got hungry, an instant that came; two partitions each quarter of a
+second in any case) · one pipeline of leases over the partitions that have something · each slice opened (of a job of
+before a restore of Redis: compared with the ledger, T12), its domain resolved, its lane assigned to the site found where
+that pays · handed to the site's `Desk`.
 
 Known limits: a lease whose reply was lost is ours without our knowing; `reconcile` finds and returns it.
 """

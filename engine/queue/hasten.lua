@@ -48,11 +48,6 @@ if full == 0 then
       end
     end
   end
-  for site in pairs(touched) do
-    retime(site)
-  end
-  if token > before then
-    remember(token, holder)
-  end
+  remember(touched, before, token, holder)
 end
 return { full, taken }

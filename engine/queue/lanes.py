@@ -1,4 +1,6 @@
 """Every question the engine asks of the queue, one method each; each is one script of one partition (decision 5).
+Gate and settle take many slices a script, releases and assignments of one moment share a pipeline: what a script costs
+before it does anything is as much as a slice of one.
 
 Laws (T2 to T7 of promises.md):
 - A chunk is put into a partition once; a repeat is told so and changes nothing.

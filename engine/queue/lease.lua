@@ -107,12 +107,7 @@ if full == 0 then
   if tonumber(ARGV[4]) > 0 then
     pick(UNRESOLVED, ARGV[4], true)
   end
-  for site in pairs(touched) do
-    retime(site)
-  end
-  if token > before then
-    remember(token, holder)
-  end
+  remember(touched, before, token, holder)
 end
 local ready = {}
 local limit = tonumber(ARGV[3])

@@ -11,8 +11,14 @@ local function take(id, header, token, holder)
   return stamp
 end
 
--- After the last of a call: the highest token given, and a heartbeat for who has leases.
-local function remember(token, holder)
+-- After the last of a call: the indexes taken from, the highest token given, and a heartbeat for who has leases.
+local function remember(touched, before, token, holder)
+  for site in pairs(touched) do
+    retime(site)
+  end
+  if token == before then
+    return
+  end
   redis.call('HSET', prefix .. 'n', 'tok', int(token))
   if redis.call('HEXISTS', prefix .. 'hold', holder) == 0 then
     redis.call('HSET', prefix .. 'hold', holder, redis.call('HINCRBY', prefix .. 'n', 'beat', 1))
