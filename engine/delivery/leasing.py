@@ -7,8 +7,8 @@ that opens.
 
 The loop: news (a wake-up from intake, a desk that got hungry, an instant that came; two partitions each quarter of a
 second in any case) · one pipeline of leases over the partitions that have something · each slice opened (of a job of
-before a restore of Redis: compared with the ledger, T12), its domain resolved, its lane assigned to the site found where
-that pays · handed to the site's `Desk`.
+before a restore of Redis: compared with the ledger, T12), its domain resolved, its lane assigned to the site found
+where that pays · handed to the site's `Desk`.
 
 Known limits: a lease whose reply was lost is ours without our knowing; `reconcile` finds and returns it.
 """
