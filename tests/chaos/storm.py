@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.chaos import observe
+from tests.chaos import observe, stacks
 from tests.chaos.checker import Broken, Figures, Measure, check, figures
 from tests.chaos.load import Book, campaign, people, submit
 from tests.chaos.world import World
@@ -119,7 +119,9 @@ async def calm(world: World, ledger: Path, plan: Plan) -> observe.Base:
     book.close()
     _, left = await observe.drained(world, ledger, 60.0)
     if left:
-        raise RuntimeError(f"not even a quiet world drains: {left}\n{last_words(world)}")
+        told = "\n".join(await observe.stuck(world, left))
+        await stacks.asked(world)
+        raise RuntimeError(f"not even a quiet world drains: {left}\n{told}\n{last_words(world, lines=200)}")
     return await observe.base(world)
 
 
