@@ -19,7 +19,7 @@ SEED ?= 1
 WORKERS ?= 2
 SOURCES := engine tracker policy benchmarks tests
 
-.PHONY: help demo test debian check lint format types contracts bench chaos chaos-matrix bench-queue docs lock clean
+.PHONY: help demo test debian check lint format types contracts bench chaos chaos-matrix chaos-blocked bench-queue docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -82,6 +82,9 @@ chaos: $(VENV)/.dev ## Kill every role at random (KILLS=20 SEED=1 WORKERS=2), th
 
 chaos-matrix: $(VENV)/.dev ## What {always, everysec} lose at kill -9, full disk, older dump, power cut; one line of JSON
 	@$(BIN)/python -m tests.chaos.matrix --seed $(SEED) $(MATRIX)
+
+chaos-blocked: $(VENV)/.dev ## A blocked provider's 10,000 domains beside 100 free ones: what these keep; one line of JSON
+	@$(BIN)/python -m tests.chaos.blocked $(BLOCKED)
 
 docs: $(VENV)/.dev ## docs/configuration.md from the settings models
 	@mkdir -p docs

@@ -50,7 +50,10 @@ ACCOUNT = "shop"
 LEASE_SECONDS = 10
 _ROLE = "from tests.chaos.stacks import arm; arm(); from engine.cli import main; main()"
 # Everything is imported, then it waits for a line: the start of a role costs a second of one core, mostly imports.
-_HELD = "import sys; from tests.chaos.stacks import arm; arm(); from engine.cli import main; import {room}; sys.stdin.readline(); main()"
+_HELD = (
+    "import sys; from tests.chaos.stacks import arm; arm(); from engine.cli import main; import {room}; "
+    "sys.stdin.readline(); main()"
+)
 _TIED = (
     "import os, sys; from engine.supervisor import die_with_parent; die_with_parent(os.environ); "
     "import runpy; runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
