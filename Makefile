@@ -9,6 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 BUILD := deploy/requirements-build.txt
 RUNTIME := deploy/requirements.txt
 DEV := deploy/requirements-dev.txt
+FAST := deploy/requirements-fast.txt
 LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
 	--no-emit-index-url --no-header --no-annotate
 # One test process per core of the smallest machine we build on; 0 runs them in one, for a debugger.
@@ -19,7 +20,7 @@ SEED ?= 1
 WORKERS ?= 2
 SOURCES := engine tracker policy benchmarks tests
 
-.PHONY: help demo test debian check lint format types contracts bench chaos chaos-matrix chaos-blocked bench-queue docs lock clean
+.PHONY: help demo test debian fast check lint format types contracts bench chaos chaos-matrix chaos-blocked bench-queue bench-peers bench-ledger docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -44,18 +45,28 @@ $(VENV)/.dev: $(BUILD) $(DEV) pyproject.toml | $(VENV)/bin/python
 	$(PIP) --no-index --no-deps --no-build-isolation --editable .
 	@touch $@ $(VENV)/.runtime
 
+$(VENV)/.fast: $(VENV)/.dev $(FAST)
+	$(PIP) --require-hashes --no-build-isolation -r $(FAST)
+	@touch $@
+
 # --- what people type -----------------------------------------------------------------------------------------------
 
 demo: $(VENV)/.runtime ## A real campaign through every floor in under three minutes; ends with one line of JSON
 	@$(BIN)/sales-push demo $(DEMO)
 
 test: $(VENV)/.dev ## All tests that need nothing but the wheels
-	$(BIN)/python -m pytest -m "not debian" -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not debian and not fast" -n $(TEST_WORKERS) --dist loadfile
 
 debian: $(VENV)/.dev ## The tests that use Debian packages (.ci/run installs them); they fail when a tool is missing
 	$(BIN)/python -m pytest -m debian
 
-check: lint types contracts test debian ## Everything a change must pass
+fast: $(VENV)/.fast ## Install the [fast] extra and run its tests: a processor with AVX-512 IFMA is needed
+	$(BIN)/python -m pytest -m fast
+
+# Where the processor can, [fast] is part of what a change must pass.
+CHECK_FAST := $(if $(shell grep -om1 avx512ifma /proc/cpuinfo 2>/dev/null),fast)
+
+check: lint types contracts test debian $(CHECK_FAST) ## Everything a change must pass
 
 lint: $(VENV)/.dev ## Format and lint, changing nothing
 	$(BIN)/ruff format --check $(SOURCES)
@@ -77,6 +88,12 @@ bench: $(VENV)/.dev ## Micro-benchmarks, then the journey; ends with one line of
 bench-queue: $(VENV)/.dev ## What a million waiting recipients cost: bytes and CPU each; ends with one line of JSON
 	@$(BIN)/python -m benchmarks.queue $(BENCH)
 
+bench-peers: $(VENV)/.dev ## Postfix, nodemailer, aiosmtplib and ours in turn, to one sink; ends with one line of JSON
+	@$(BIN)/python -m benchmarks.peers $(PEERS)
+
+bench-ledger: $(VENV)/.dev ## Events a second into a ledger that is full already, and how far it lags; one line of JSON
+	@$(BIN)/python -m benchmarks.ledger $(LEDGER)
+
 chaos: $(VENV)/.dev ## Kill every role at random (KILLS=20 SEED=1 WORKERS=2), then at each crash point; one line of JSON
 	@$(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED) --workers $(WORKERS) $(CHAOS)
 
@@ -91,11 +108,12 @@ docs: $(VENV)/.dev ## docs/configuration.md from the settings models
 	$(BIN)/sales-push config --markdown > docs/configuration.md.new
 	mv docs/configuration.md.new docs/configuration.md
 
-lock: $(VENV)/.dev ## Resolve the dependencies again (needs the network); commit the three files
+lock: $(VENV)/.dev ## Resolve the dependencies again (needs the network); commit the four files
 	$(PIP) uv
 	$(LOCK) deploy/requirements-build.in -o $(BUILD)
 	$(LOCK) pyproject.toml -o $(RUNTIME)
 	$(LOCK) pyproject.toml --extra dev -c $(RUNTIME) -o $(DEV)
+	$(LOCK) pyproject.toml --extra fast -c $(RUNTIME) -o $(FAST)
 
 clean: ## Remove the environment and everything made here
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache build dist demo-data

@@ -1,6 +1,9 @@
 """``make bench``: the micro-benchmarks of this folder, then the journey (`sales-push bench`); last, one line of JSON.
 
-    python -m benchmarks [-k EXPRESSION] [--micro]        --micro: leave the journey out
+    python -m benchmarks [-k EXPRESSION] [--micro] [OPTION …]
+
+``--micro`` leaves the journey out, ``--journey`` the micro-benchmarks; what else is given goes to `sales-push bench`,
+such as ``make bench BENCH="--journey --recipients 10k,100k --no-fast --chart bench.svg"``.
 
 Figures: ``micro`` is the median in microseconds by benchmark, ``journey`` the last line of `sales-push bench`.
 Timings on shared machines drift (design section 6): compare figures of one run with each other.
@@ -13,6 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +42,9 @@ def micro(expression: str) -> tuple[int, dict[str, float]]:
     return code, {one["name"]: round(one["stats"]["median"] * 1e6, 2) for one in found.get("benchmarks", [])}
 
 
-def journey() -> tuple[int, dict[str, Any]]:
+def journey(options: Sequence[str] = ()) -> tuple[int, dict[str, Any]]:
     """Exit code and figures of `sales-push bench`; its own output goes through as it comes."""
-    command = [sys.executable, "-c", "from engine.cli import main; main()", "bench"]
+    command = [sys.executable, "-c", "from engine.cli import main; main()", "bench", *options]
     last = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -51,14 +55,18 @@ def journey() -> tuple[int, dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
     parser.add_argument("-k", dest="expression", default="", help="only benchmarks whose names match")
     parser.add_argument("--micro", action="store_true", help="leave the journey out")
-    asked = parser.parse_args()
-    code, figures = micro(asked.expression)
-    whole: dict[str, Any] = {"micro": figures}
+    parser.add_argument("--journey", action="store_true", help="leave the micro-benchmarks out")
+    asked, options = parser.parse_known_args()
+    if asked.micro and (asked.journey or options):
+        parser.error(f"--micro leaves the journey out: it has no use for {' '.join(options) or '--journey'}")
+    code, whole = 0, dict[str, Any]()
+    if not asked.journey:
+        code, whole["micro"] = micro(asked.expression)
     if not asked.micro:
-        journey_code, whole["journey"] = journey()
+        journey_code, whole["journey"] = journey(options)
         code = code or journey_code
     print(json.dumps(whole, sort_keys=True))
     return code

@@ -50,6 +50,7 @@ from engine.delivery.presence import Presence, home_of
 from engine.delivery.reclaiming import Reclaiming
 from engine.delivery.replay import Tools
 from engine.delivery.site import Resolver, Site
+from engine.message.multibuffer import Unavailable, open_library
 from engine.queue import pace, schedule
 from engine.queue.epoch import Epoch
 from engine.queue.journal import JournalBroken
@@ -63,7 +64,7 @@ from policy.fence import Fence
 from policy.keys import Keyring, KeyringError
 from policy.ledger import Reader
 from policy.schema import open_store
-from policy.settings import PolicySettings, load
+from policy.settings import ConfigError, PolicySettings, Problem, load
 from policy.vitals import Vitals
 from policy.wire import WriterClient
 
@@ -163,6 +164,13 @@ def run_worker(index: int, config: Path | None) -> int:
     policy = load(PolicySettings, config)
     settings = load(EngineSettings, config)
     logs.configure(f"engine-{index}", json=policy.log_json, level=policy.log_level)
+    if settings.signing.implementation == "multi-buffer":
+        try:
+            open_library()
+        except Unavailable as error:
+            said = f'"multi-buffer" cannot be had here: {error}'
+            remedy = 'install the extra `fast`, or set "auto"'
+            raise ConfigError([Problem("engine.signing.implementation", said, remedy)]) from None
     return uvloop.run(_work(index, policy, settings))
 
 
@@ -198,7 +206,9 @@ async def _work(index: int, policy: PolicySettings, settings: EngineSettings) ->
     try:
         if not await arrival.unless_older(fence, arrival.reached(redis, epoch)):
             return STORE_OLDER
-        signers = await asyncio.to_thread(load_signers, dkim_files(settings, policy.keys_dir))
+        signers = await asyncio.to_thread(
+            load_signers, dkim_files(settings, policy.keys_dir), settings.signing.implementation
+        )
         campaigns = Campaigns(reader, keys, signers, public_url=policy.public_url, bounce_domain=policy.bounce_domain)
         journal = await arrival.own_journal(journals / str(index), holder, epoch)
         following = asyncio.create_task(epoch.follow(journal.ledgered), name="epoch")

@@ -20,7 +20,7 @@ The path of one recipient through this floor:
    only then the answer to the reader.
 
 Rooms, lowest first: address, events, instants · keys, keyspace, settings, logs, valkey · gate · schema, migrations ·
-wire · negative, vault, suppression, consent, accounts, hosts, ledger · writer · cli.
+statements, wire · negative, vault, suppression, consent, accounts, hosts · streams, drains, ledger · writer · cli.
 
 What this floor never does: it imports nothing of `engine` or `tracker`, opens no connection to anybody but the stores,
 and puts no address into a log, an error text, a metric, a URL or a Redis key. A helper that no data-protection officer

@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Table, insert, select, update
+from sqlalchemy import Connection, Row, Table, bindparam, insert, select, update
 
 from policy import schema
 
 # Names travel in configuration, logs, Feedback-ID (no colon) and List-Id (RFC 2919: dot-atom text).
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
+
+
+# asked for every job: built once
+_BY_NAME: Final = select(schema.account).where(schema.account.c.name == bindparam("wanted"))
+_NUMBERED: Final = {
+    table.name: select(table.c.number).where(table.c.account == bindparam("of"), table.c.name == bindparam("wanted"))
+    for table in (schema.list_, schema.topic)
+}
 
 
 class AccountError(ValueError):
@@ -85,7 +93,7 @@ def add(
 
 
 def get(conn: Connection, name: str) -> Account | None:
-    row = conn.execute(select(schema.account).where(schema.account.c.name == name)).one_or_none()
+    row = conn.execute(_BY_NAME, {"wanted": name}).one_or_none()
     return None if row is None else _account(row)
 
 
@@ -121,8 +129,7 @@ def topic_number(conn: Connection, account: int, name: str, display_name: str = 
 def _number(conn: Connection, table: Table, account: int, name: str, display_name: str) -> int:
     if not is_name(name):
         raise AccountError(f"{name!r} is not a name for a {table.name}: 1 to 64 of A-Z a-z 0-9 . _ -")
-    wanted = select(table.c.number).where(table.c.account == account, table.c.name == name)
-    number = conn.execute(wanted).scalar()
+    number = conn.execute(_NUMBERED[table.name], {"of": account, "wanted": name}).scalar()
     if number is None:
         made = conn.execute(insert(table).values(account=account, name=name, display_name=display_name or name))
         assert made.inserted_primary_key is not None

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, select
-from sqlalchemy.dialects import postgresql, sqlite
 
-from policy import negative
+from policy import negative, statements
 from policy.instants import SECOND_US
 from policy.schema import consent as table
+from policy.wire import ConsentRow
 
 PURPOSES = frozenset({"mail_marketing", "open_tracking", "click_tracking", "doe"})
 BASES = frozenset({"express", "implied", "contract", "legitimate_interest"})
@@ -59,7 +59,7 @@ class Act:
     expires_at: int | None
 
 
-def is_evidence(evidence: Evidence, now: int) -> bool:
+def is_evidence(evidence: Evidence | ConsentRow, now: int) -> bool:
     """Whether it counts at all (decision 19): known purpose and basis, a source, a time that is past."""
     return (
         evidence.purpose in PURPOSES
@@ -69,11 +69,11 @@ def is_evidence(evidence: Evidence, now: int) -> bool:
     )
 
 
-def record(conn: Connection, rows: Iterable[Evidence], now: int) -> int:
-    """Enter what counts as evidence, once; how many lines of it were offered that count."""
+def record(conn: Connection, rows: Iterable[Evidence | ConsentRow], now: int) -> int:
+    """Enter what counts as evidence, once; how many lines of it were offered that count. The rows of a call over the
+    socket are taken as they are: each recipient has two of them or three."""
     lines = [_line(row, now) for row in rows if is_evidence(row, now)]
-    if lines:
-        conn.execute(_insert_once(conn), lines)
+    _enter(conn, lines)
     return len(lines)
 
 
@@ -81,8 +81,7 @@ def withdraw(conn: Connection, subject: int, purpose: str, source: str, now: int
     """Take consent back. Tracking: the subject is on the negative list too; the seq to announce after the commit."""
     if purpose not in PURPOSES:
         raise ValueError(f"unknown purpose {purpose!r}, one of {', '.join(sorted(PURPOSES))}")
-    line = _line(Evidence(subject, purpose, "express", "", source, now), now) | {"withdrawn": 1}
-    conn.execute(_insert_once(conn), [line])
+    _enter(conn, [(subject, purpose, "express", "", source, now, now, 1, None)])
     return negative.add(conn, subject, "withdrawn", now) if purpose in TRACKING else None
 
 
@@ -143,22 +142,16 @@ def _act(row: Row[Any]) -> Act:
     )
 
 
-def _line(evidence: Evidence, now: int) -> dict[str, object]:
-    return {
-        "subject": evidence.subject,
-        "purpose": evidence.purpose,
-        "basis": evidence.basis,
-        "wording": evidence.wording,
-        "source": evidence.source,
-        "given_at": evidence.given_at,
-        "recorded_at": now,
-        "withdrawn": 0,
-        "expires_at": evidence.expires_at,
-    }
+_COLUMNS = "subject, purpose, basis, wording, source, given_at, recorded_at, withdrawn, expires_at"
+_Line = tuple[int, str, str, str, str, int, int, int, int | None]
 
 
-def _insert_once(conn: Connection) -> Any:
-    """INSERT … ON CONFLICT DO NOTHING, which both stores spell alike and SQLAlchemy in two dialects."""
-    if conn.dialect.name == "sqlite":
-        return sqlite.insert(table).on_conflict_do_nothing()
-    return postgresql.insert(table).on_conflict_do_nothing()
+def _line(row: Evidence | ConsentRow, now: int) -> _Line:
+    end = row.expires_at if isinstance(row, Evidence) else None
+    return row.subject, row.purpose, row.basis, row.wording, row.source, row.given_at, now, 0, end
+
+
+def _enter(conn: Connection, lines: list[_Line]) -> None:
+    if lines:
+        # the same act again changes nothing
+        conn.exec_driver_sql(statements.insert(conn.dialect.name, "consent", _COLUMNS, "DO NOTHING"), lines)

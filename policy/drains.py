@@ -4,134 +4,55 @@ Law: a row and the cursor that passes it are committed together, and a counter r
 inserted. So whatever is read twice (a crash before the commit, two settles of one slice, Redis come back older) folds
 by identity: a terminal event is (job, mref), everything else (job, mref, attempt, kind).
 
-    1. `read_events`, `read_hits`   XREAD from the cursors, all partitions in one call, decoded
-    2. `EventBook.record`           rows, counters and cursors in one SQL transaction of bounded size
-    3. `trim`                       XTRIM MINID: only what is committed leaves Redis
+    1. `policy.streams.look`   what is new in all partitions
+    2. `EventBook.record`      rows, counters and cursors in one SQL transaction of bounded size
+    3. `policy.streams.trim`   only what is committed leaves Redis
 
 Several rows of an audience may name one address, so one (job, mref): refused duplicates, and rows that expansion ended
 for another reason. What ended at expansion therefore carries its chunk and place as an attempt below zero: told again
 it folds, another place is another row. One of them holds the message row (delivery before expansion), the others stand
 in history; all count as terminal rows (I6: rows submitted = the sum of the terminal states).
 
-Hot path: 3,000 events/s beside everything else on two cores, at most 25 µs of CPU an event (benchmarks/test_drains.py).
-Hence tuples and ``executemany`` on the driver, one upsert a counter and transaction, domains numbered in memory. Our
-own share is 4 µs; the rest is SQLite logging one random page for each row and index, so bigger transactions are
-cheaper: the writer lets events gather while there are many.
-
-Known limits: an entry that does not decode is counted, logged and passed: its recipients never reach a terminal state
-and the job stays "sending". XREAD names all partitions in one command, which a Redis Cluster would refuse.
+Hot path: 10,000 events/s over millions of rows (benchmarks/ledger.py: 9 to 11 µs of CPU an event with a million).
+Hence tuples and ``executemany`` on the driver, one upsert a counter and transaction, one draw of nonces, domains
+numbered in memory. Our own share is 3 µs; the rest is SQLite logging one random page for each row and index, so bigger
+transactions are cheaper: the writer lets events gather while there are many, and takes more at once when it is behind.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
-import structlog
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import Connection, delete, select, update
 
-from policy import cursors, keyspace
-from policy.events import TERMINAL, Batch, Hit, Kind, Reason, decode_batch, decode_hits
+from policy import statements
+from policy.events import TERMINAL, Batch, Hit, Kind, Reason
 from policy.gate import Mode
 from policy.instants import DAY_US, HOUR_US
 from policy.schema import counter, domain, message
 from policy.store import mark
-from policy.valkey import Client, call
-
-log = structlog.get_logger()
+from policy.streams import read_events as read_events  # tests of T12 read by this name
 
 TAG_AAD: Final = b"sp-ledger-tag"
-_ENTRIES: Final = 64  # stream entries a partition and read; an entry carries at most 64 recipients
+_NONCE: Final = 12  # bytes
 _DOMAINS_KEPT: Final = 200_000
 _ATTEMPTS_A_CHUNK: Final = 1 << 16
 _TERMINAL: Final = frozenset(int(kind) for kind in TERMINAL)
 _REFUSED: Final = int(Kind.REFUSED)
 _DUPLICATE: Final = int(Reason.DUPLICATE)
 
-EVENT_STREAMS: Final = tuple(keyspace.events(partition) for partition in range(keyspace.PARTITIONS))
-STREAMS: Final = frozenset({*EVENT_STREAMS, keyspace.HITS})
-
-
-@dataclass(slots=True)
-class Read:
-    """What one XREAD brought: decoded items with their stream and id, how many did not decode, last id a stream."""
-
-    items: list[tuple[str, str, Any]] = field(default_factory=list)
-    poison: int = 0
-    last: dict[str, str] = field(default_factory=dict)
-    full: bool = False  # some stream had more to give
-
-
-async def read_events(redis: Client, cursors: Mapping[str, str], count: int = _ENTRIES) -> Read:
-    """Batches after the cursors of all partitions."""
-    return await _read(redis, {stream: cursors.get(stream, "0-0") for stream in EVENT_STREAMS}, count, decode_batch)
-
-
-async def read_hits(redis: Client, cursors: Mapping[str, str], count: int = 256) -> Read:
-    """Lists of hits after the cursor."""
-    return await _read(redis, {keyspace.HITS: cursors.get(keyspace.HITS, "0-0")}, count, decode_hits)
-
-
-async def _read(redis: Client, after: Mapping[str, str], count: int, decode: Any) -> Read:
-    command = ["XREAD", "COUNT", str(count), "STREAMS", *after.keys(), *after.values()]
-    raw: Any = await call(redis, *command)
-    read = Read()
-    streams = raw.items() if isinstance(raw, dict) else raw or ()
-    for name, entries in streams:
-        stream = name.decode("ascii")
-        if isinstance(raw, dict):
-            entries = [entry for part in entries for entry in part]
-        read.full = read.full or len(entries) >= count
-        for identity, fields in entries:
-            text = identity.decode("ascii")
-            read.last[stream] = text
-            # one field an entry; whatever its name, its value is the body
-            values = list(fields.values()) if isinstance(fields, dict) else fields[1::2]
-            try:
-                read.items.append((stream, text, decode(values[0])))
-            except (msgspec.DecodeError, IndexError):
-                read.poison += 1
-                log.error("undecodable entry passed", stream=stream, id=text)
-    return read
-
-
-async def trim(redis: Client, committed: Mapping[str, str]) -> None:
-    """Let go of everything up to and including the committed ids."""
-    async with redis.pipeline(transaction=False) as pipe:
-        for stream, last in committed.items():
-            pipe.execute_command("XTRIM", stream, "MINID", cursors.after(last))
-        await pipe.execute()
-
-
-def portions(items: Sequence[tuple[str, str, Any]], most: int) -> Iterator[list[tuple[str, str, Any]]]:
-    """Cut into transactions of about `most` events, whole entries each, so that answers never wait long."""
-    part: list[tuple[str, str, Any]] = []
-    size = 0
-    for item in items:
-        part.append(item)
-        size += len(item[2].events) if isinstance(item[2], Batch) else len(item[2])
-        if size >= most:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
-
 
 class _Statements:
-    """SQL for the driver, positional: SQLite says ?, psycopg says %s; the rest is the same on both."""
+    """The inserts of this room, for one dialect."""
 
     def __init__(self, dialect: str) -> None:
-        mark = "?" if dialect == "sqlite" else "%s"
-
-        def insert(table: str, columns: str, tail: str) -> str:
-            marks = ", ".join([mark] * len(columns.split(",")))
-            return f"INSERT INTO {table} ({columns}) VALUES ({marks}) ON CONFLICT {tail}"
-
+        insert = functools.partial(statements.insert, dialect)
         self.message = insert(
             "message",
             "job, mref, kind, reason, domain, code, enhanced, attempts, at, day, pseudonym, tag_sealed, tls, note",
@@ -159,8 +80,7 @@ class _Statements:
             "job, mref, day",
             "(job, mref) DO UPDATE SET day = excluded.day WHERE excluded.day > last_open.day",
         )
-        marks = ", ".join([mark] * 8)
-        self.hit = f"INSERT INTO hit (job, mref, kind, link, hour, day, visitor, mode) VALUES ({marks})"
+        self.hit = insert("hit", "job, mref, kind, link, hour, day, visitor, mode")
 
 
 @dataclass(slots=True)
@@ -189,9 +109,13 @@ class EventBook:
         messages: list[tuple[Any, ...]] = []
         histories: list[tuple[Any, ...]] = []
         last: dict[str, str] = {}
+        # one draw for all: the system call costs as much as a row's other work, and most batches hold one or two
+        nonces = os.urandom(_NONCE * sum(len(batch.events) for _, _, batch in items))
+        drawn = 0
         for stream, identity, batch in items:
             last[stream] = identity
-            self._rows(batch, numbers[batch.domain], messages, histories)
+            self._rows(batch, numbers[batch.domain], messages, histories, nonces, drawn)
+            drawn += _NONCE * len(batch.events)
         recorded = Recorded(defaultdict(int), events=len(messages) + len(histories))
         counts: dict[tuple[int, int, int, int], int] = defaultdict(int)
         for row in self._insert_messages(conn, messages, histories):
@@ -210,10 +134,16 @@ class EventBook:
         return recorded
 
     def _rows(
-        self, batch: Batch, number: int, messages: list[tuple[Any, ...]], histories: list[tuple[Any, ...]]
+        self,
+        batch: Batch,
+        number: int,
+        messages: list[tuple[Any, ...]],
+        histories: list[tuple[Any, ...]],
+        nonces: bytes,
+        drawn: int,
     ) -> None:
+        """nonces: one an event of the transaction; this batch's begin at `drawn`."""
         job_number, chunk, aes = batch.job, batch.chunk, self._aes
-        nonces = os.urandom(12 * len(batch.events))
         for place, e in enumerate(batch.events):
             kind = e.kind
             if kind not in _TERMINAL or (kind == _REFUSED and e.reason == _DUPLICATE):
@@ -227,7 +157,8 @@ class EventBook:
                 continue
             sealed = None
             if e.tag:
-                nonce = nonces[12 * place : 12 * place + 12]
+                at = drawn + _NONCE * place
+                nonce = nonces[at : at + _NONCE]
                 sealed = nonce + aes.encrypt(nonce, e.tag, TAG_AAD)
             messages.append(
                 (job_number, e.mref, kind, e.reason, number, e.code, e.enhanced,

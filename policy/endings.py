@@ -33,11 +33,13 @@ _TERMINAL: Final = sorted(int(kind) for kind in TERMINAL)
 
 
 class Progress:
-    """Terminal rows against rows submitted, a job; in memory, rebuilt from the counters at start."""
+    """Terminal rows against rows submitted, a job; in memory, rebuilt from the counters at start. Who is complete is
+    kept as it comes, not looked for: a step costs the jobs it is about, however many are open."""
 
     def __init__(self) -> None:
         self._terminal: dict[int, int] = defaultdict(int)
         self._submitted: dict[int, int] = {}
+        self._complete: set[int] = set()
 
     def load(self, conn: Connection) -> None:
         """Every job that is not done."""
@@ -58,26 +60,42 @@ class Progress:
         )
         for row in conn.execute(sums):
             self._terminal[row.job] = int(row.n)
+        self._complete.clear()
+        for number in self._submitted:
+            self._look(number)
 
     def add(self, terminal: Mapping[int, int]) -> None:
         for number, n in terminal.items():
             self._terminal[number] += n
+            self._look(number)
 
-    def submitted(self, number: int, rows: int) -> None:
+    def submitted(self, number: int, rows: int) -> bool:
+        """Whether it is complete."""
         self._submitted[number] = rows
+        return self._look(number)
+
+    def _look(self, number: int) -> bool:
+        rows = self._submitted.get(number)
+        if rows is not None and self._terminal.get(number, 0) >= rows:
+            self._complete.add(number)
+            return True
+        self._complete.discard(number)
+        return False
 
     def complete(self) -> list[int]:
-        """Jobs whose last row is in the ledger."""
-        return [number for number, rows in self._submitted.items() if self._terminal[number] >= rows]
+        """Jobs whose last row is in the ledger, until they are forgotten."""
+        return sorted(self._complete)
 
     def resumed(self, number: int, ended: int) -> None:
         """A job that was over goes on: so many of its rows have ended."""
         self._submitted.pop(number, None)
+        self._complete.discard(number)
         self._terminal[number] = ended
 
     def forget(self, number: int) -> bool:
         """Whether it was known."""
         self._terminal.pop(number, None)
+        self._complete.discard(number)
         return self._submitted.pop(number, None) is not None
 
 
@@ -101,9 +119,9 @@ class Endings:
         self._over = set(await self._store.write(jobs.lately_over))  # their keys may still be there: a crash between
 
     async def submitted(self, number: int, rows: int) -> None:
-        """A job's size is known."""
-        self.progress.submitted(number, rows)
-        await self.finish()
+        """A job's size is known. Whoever tells it waits for the end of this job only, where that has come."""
+        if self.progress.submitted(number, rows):
+            await self.finish()
 
     def over(self, number: int) -> None:
         """A job is over by another way than its last event."""
@@ -117,15 +135,22 @@ class Endings:
 
     async def finish(self) -> None:
         """End what has nobody left, free what has ended. Raises RedisError, the store's error."""
-        for number in self.progress.complete():
-            reach("before-finish")
-            state = await self._store.write(functools.partial(jobs.finish, number=number, now=self._clock()))
-            reach("after-finish")
-            if self.progress.forget(number):  # False: a call and a drain saw it at once
-                self._over.add(number)
-                self.ended += 1
-                log.info("job over", job=number, state=state)
+        if complete := self.progress.complete():  # told to the store at once, they share its transactions
+            failed = await asyncio.gather(*map(self._finish, complete), return_exceptions=True)
+            if error := next((one for one in failed if isinstance(one, BaseException)), None):
+                raise error
+        if not self._over:
+            return
         async with self.freeing:
-            for number in list(self._over):
-                await chores.free_job(self._redis, number)
-                self._over.discard(number)
+            over = sorted(self._over)
+            await chores.free_jobs(self._redis, over)
+            self._over.difference_update(over)
+
+    async def _finish(self, number: int) -> None:
+        reach("before-finish")
+        state = await self._store.write(functools.partial(jobs.finish, number=number, now=self._clock()))
+        reach("after-finish")
+        if self.progress.forget(number):  # False: a call and a drain saw it at once
+            self._over.add(number)
+            self.ended += 1
+            log.info("job over", job=number, state=state)

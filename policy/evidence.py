@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, select
 
-from policy import cursors, drains, keyspace
+from policy import cursors, keyspace, streams
 from policy.fence import EPOCH, RUN
 from policy.schema import job
 from policy.valkey import Client
@@ -29,7 +29,7 @@ RESTORED: Final = "restored"
 PULSE: Final = "pulse"
 COMMIT: Final = "commit"
 PUSHED: Final = "pushed"  # SQL only: the commit number that Redis was known to have at the last beat
-STREAMS: Final = (*drains.EVENT_STREAMS, keyspace.HITS)
+STREAMS: Final = (*streams.EVENT_STREAMS, keyspace.HITS)
 
 
 @dataclass(frozen=True, slots=True)

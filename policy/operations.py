@@ -20,13 +20,12 @@ from typing import Any, Final, cast
 
 from sqlalchemy import Connection, select
 
-from policy import accounts, audit, consent, halts, jobs, keyspace, negative, suppression, vault
+from policy import accounts, audit, consent, halts, jobs, keyspace, negative, statements, suppression, vault
 from policy.address import parse_domain
 from policy.enforcement import Effects, Enforcement, commit_number
 from policy.jobs import Refused
 from policy.keys import Keyring
 from policy.losses import Losses
-from policy.schema import negative as negative_table
 from policy.schema import subject as subject_table
 from policy.store import Store
 from policy.wire import Accepted, ConsentRow, Halted, JobRecord, Resolved, SuppressionRecord
@@ -160,14 +159,11 @@ class Operations:
         return [Resolved(subject, pseudonym) for subject, pseudonym in found]
 
     async def op_consents(self, account: int, rows: list[ConsentRow]) -> int:
-        evidence = [
-            consent.Evidence(row.subject, row.purpose, row.basis, row.wording, row.source, row.given_at) for row in rows
-        ]
         tracked = {row.subject for row in rows if row.purpose in consent.TRACKING}
         now = self._clock()
 
         def enter(conn: Connection) -> tuple[int, bool]:
-            return consent.record(conn, evidence, now), bool(_listed(conn, tracked))
+            return consent.record(conn, rows, now), bool(_listed(conn, tracked))
 
         entered, listed = await self.store.write(enter)
         if listed:  # rare: somebody on the negative list agreed anew
@@ -286,10 +282,11 @@ def _suppress(conn: Connection, effects: Effects, entries: list[suppression.Entr
 def _listed(conn: Connection, subjects: set[int]) -> set[int]:
     """Those of the subjects who ever were on the negative list."""
     found: set[int] = set()
-    ordered = sorted(subjects)
+    ordered, dialect = sorted(subjects), conn.dialect.name
     for start in range(0, len(ordered), 500):
-        some = ordered[start : start + 500]
-        found.update(conn.scalars(select(negative_table.c.subject).where(negative_table.c.subject.in_(some))))
+        some = tuple(ordered[start : start + 500])
+        sql = f"SELECT DISTINCT subject FROM negative WHERE subject IN ({statements.marks(dialect, len(some))})"
+        found.update(subject for (subject,) in conn.exec_driver_sql(sql, some))
     return found
 
 

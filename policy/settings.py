@@ -127,7 +127,7 @@ class PolicySettings(BaseSettings):
         default=8192,
         ge=64,
         le=65536,
-        description="Events a transaction: an answer on the socket waits for at most one (about 25 µs an event).",
+        description="Events a transaction: an answer on the socket waits for at most one (about 10 µs an event).",
     )
     clear_seconds: float = Field(
         default=600.0,

@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import fcntl
 import functools
+import gc
 import os
 import time
 from collections import defaultdict
@@ -34,7 +35,7 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from policy import chores, cursors, drains, jobs, statuses, suppression
+from policy import chores, cursors, drains, jobs, statuses, streams, suppression
 from policy.crashpoints import reach
 from policy.doorway import Doorway, handlers
 from policy.endings import Endings
@@ -57,6 +58,9 @@ _MEND_SECONDS: Final = 5.0
 _HOURLY: Final = 3600.0
 _RETRY_SECONDS: Final = 1.0
 _MANY: Final = 500  # events a drain from which on the next one may wait and find more
+_BEHIND: Final = 1.0  # seconds of lag from which on looks and transactions grow: a page is written once for more rows
+_ENTRIES_BEHIND: Final = 256
+_BATCHES_BEHIND: Final = 4  # an answer on the socket then waits for 32,768 events, a third of a second
 _GATHER: Final = 4  # times drain_interval: 0.4 s, within the second that T10 allows
 
 
@@ -82,7 +86,7 @@ class Writer:
         self._cursors: dict[str, str] = {}
         self._untrimmed: dict[str, str] = {}  # committed, perhaps still in Redis: a crash or an outage lay between
         self._counts: defaultdict[str, int] = defaultdict(int)
-        self._lag = 0.0
+        self._lag = streams.Lag(clock)
         self.redis: Client
         self.store: Store
         self.enforcement: Enforcement
@@ -117,7 +121,7 @@ class Writer:
             self._book = drains.EventBook(engine.dialect.name, self.keyring.service)
             self._book.lost |= await self.store.write(jobs.with_lost_rows)
             self._cursors = await self.store.write(cursors.load)
-            self._untrimmed = {name: last for name, last in self._cursors.items() if name in drains.STREAMS}
+            self._untrimmed = {name: last for name, last in self._cursors.items() if name in streams.STREAMS}
             self.endings = Endings(self.redis, self.store, self._clock)
             await self.endings.load()
             self.enforcement = Enforcement(
@@ -235,17 +239,18 @@ class Writer:
         before = self._counts["events"]
         instant = await self.restore.instant()
         reach("before-drain")
-        events = await drains.read_events(self.redis, self._cursors)
-        hits = await drains.read_hits(self.redis, self._cursors)
-        if not events.last and not hits.last:
-            self._lag = 0.0
+        behind = self._lag.seconds() >= _BEHIND
+        look = await streams.look(self.redis, self._cursors, _ENTRIES_BEHIND if behind else streams.ENTRIES)
+        events, hits = look.events, look.hits
+        self._lag.looked(look)
+        if look.is_empty:
             await self._trim()
             if instant:
                 await self.restore.ledgered(instant)
             return self._settings.drain_interval
         self.restore.worked()
         reach("after-drain")
-        for part in drains.portions(events.items, self._settings.drain_batch):
+        for part in streams.portions(events.items, self._settings.drain_batch * (_BATCHES_BEHIND if behind else 1)):
             reach("before-commit")
             recorded = await self.store.write(functools.partial(self._book.record, items=part))
             reach("after-commit")
@@ -261,13 +266,11 @@ class Writer:
             self._counts["poison"] += poison
             await self.store.write(lambda conn: self._book.pass_over(conn, last))
         self._cursors.update(last)
-        self._lag = max(
-            0.0, self._clock() / 1e6 - min(int(identity.partition("-")[0]) for identity in last.values()) / 1e3
-        )
+        self._lag.committed(look)
         self._untrimmed.update(last)
         await self._trim()
         await self.endings.finish()
-        if events.full or hits.full:
+        if look.is_full:
             return 0.0
         if instant:
             await self.restore.ledgered(instant)
@@ -277,7 +280,7 @@ class Writer:
     async def _trim(self) -> None:
         if self._untrimmed:
             reach("before-trim")
-            await drains.trim(self.redis, self._untrimmed)
+            await streams.trim(self.redis, self._untrimmed)
             reach("after-trim")
             self._untrimmed.clear()
 
@@ -344,7 +347,7 @@ class Writer:
         told["jobs_lost"] = float(self.losses.lost_jobs)
         told["recipients_lost"] = float(self.losses.lost_rows)
         told["statuses_behind"] = float(len(self.statuses.waiting))
-        told["drain_lag_seconds"] = self._lag
+        told["ledger_lag_seconds"] = self._lag.seconds()
         told["intake_clear_age_seconds"] = self._clearing.age(time.monotonic())
         told["aof_rewrites"] = float(self._clearing.rewrites)
         told["aof_rewrite_failures"] = float(self._clearing.failures)
@@ -358,6 +361,11 @@ async def serve(settings: PolicySettings, stop: asyncio.Event) -> None:
     keyring = Keyring.load(settings.keys_dir)
     writer = Writer(settings, keyring)
     await writer.start()
+    # Collections in the middle of thousands of rows, nearly all of which live as long as their transaction, were a
+    # sixth of this process's time; what was there at the start is not walked again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
     beat = asyncio.create_task(Vitals(settings.data_dir, "policy").beat(writer.statistics, time.time))
     try:
         await stop.wait()

@@ -26,6 +26,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -49,9 +50,41 @@ _OPTOUT_CHARACTERS: Final = 56  # 35 bytes: no spare bits in base32
 _JOB_CHARACTERS: Final = 31  # 23 bytes: two spare bits, checked
 _DELIVERABILITY: Final = 1 << 63
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 section 6, lower case
-# Ten bits at once: base64.b32encode is pure Python and costs 12 us a token, this 3.
-_PAIRS: Final = tuple(a + b for a in _ALPHABET for b in _ALPHABET)
-_SHIFTS: Final = tuple(range(270, -1, -10))
+_LETTERS: Final = _ALPHABET.encode("ascii").ljust(256, b"?")
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
+
+
+class Base32:
+    """Base32 in lower case (RFC 4648 section 6) of values of one length, a multiple of five octets.
+
+    The library's is pure Python, 12 us a token. Here all groups are worked on at once inside one large number: 40 bits
+    are moved into lanes of 64, halves of them into lanes of 32, 16 and 8, and then a table names the letters (1 us).
+    """
+
+    __slots__ = ("_masks", "_split", "_width")
+
+    def __init__(self, octets: int) -> None:
+        groups = octets // 5
+        self._split = struct.Struct("5s" * groups)
+        self._width = groups * 8
+
+        def lanes(width: int, bits: int) -> int:
+            """A mask of `bits` low bits in every lane of `width`."""
+            return sum((1 << bits) - 1 << at for at in range(0, groups * 64, width))
+
+        steps = ((64, 20), (32, 10), (16, 5))
+        self._masks = tuple(lanes(width, bits) << at for width, bits in steps for at in (0, bits))
+
+    def __call__(self, data: bytes) -> str:
+        number = int.from_bytes(b"\0\0\0".join((b"", *self._split.unpack(data))), "big")
+        low20, high20, low10, high10, low5, high5 = self._masks
+        number = number & low20 | (number & high20) << 12
+        number = number & low10 | (number & high10) << 6
+        number = number & low5 | (number & high5) << 3
+        return number.to_bytes(self._width, "big").translate(_LETTERS).decode("ascii")
+
+
+_OPTOUT_BASE32: Final = Base32(35)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +117,7 @@ class _Ciphers:
         self.click = AESSIV(_derive(master, b"sp-click"))
         self.optout = AESSIV(_derive(master, b"sp-opt-out"))
         self.view = AESSIV(_derive(master, b"sp-view"))
-        self.nonce = _derive(master, b"sp-aggregate")
+        self.nonce = blake2b(key=_derive(master, b"sp-aggregate"), digest_size=8)
 
 
 def _derive(master: bytes, purpose: bytes) -> bytes:
@@ -120,20 +153,19 @@ class Links:
         """ "https://host/c/<token>": the program appends "/" and the link number."""
         current = self._current
         sealed = current.click.encrypt(self._hit(job, mref, subject, mode), self._aad)
-        return self._click + base64.urlsafe_b64encode(current.head + sealed).decode("ascii")
+        return self._click + _url_base64(current.head + sealed)
 
     def pixel_url(self, job: int, mref: int, subject: int, mode: Mode) -> str:
         current = self._current
         sealed = current.open.encrypt(self._hit(job, mref, subject, mode), self._aad)
-        return self._open + base64.urlsafe_b64encode(current.head + sealed).decode("ascii") + ".gif"
+        return self._open + _url_base64(current.head + sealed) + ".gif"
 
     def optout_token(self, list_number: int, partition: int, tag: bytes) -> str:
         if len(tag) != TAG_BYTES:
             raise ValueError("a suppression tag has 12 bytes")
         plain = list_number.to_bytes(4, "big") + partition.to_bytes(1, "big") + tag
         sealed = self._current.optout.encrypt(plain, self._aad)
-        number = int.from_bytes(self._current.head + sealed, "big")
-        return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
+        return _OPTOUT_BASE32(self._current.head + sealed)
 
     def optout_url(self, list_number: int, partition: int, tag: bytes) -> str:
         return f"{self.public_url}/u/{self.optout_token(list_number, partition, tag)}"
@@ -159,7 +191,9 @@ class Links:
     def _hit(self, job: int, mref: int, subject: int, mode: Mode) -> bytes:
         if mode is Mode.AGGREGATE:
             message = job.to_bytes(5, "big") + mref.to_bytes(8, "big", signed=True)
-            return message[:5] + blake2b(message, key=self._current.nonce, digest_size=8).digest() + bytes(8)
+            nonce = self._current.nonce.copy()  # the key's own block of the hash is done
+            nonce.update(message)
+            return message[:5] + nonce.digest() + bytes(8)
         if not 0 < subject < _DELIVERABILITY:
             raise ValueError("a subject number has 63 bits and is not 0")
         if mode is Mode.DELIVERABILITY:
@@ -219,6 +253,10 @@ class Links:
         if raw is None or raw[0] != VERSION:
             return None
         return self._ciphers.get(raw[1])
+
+
+def _url_base64(raw: bytes) -> str:
+    return binascii.b2a_base64(raw, newline=False).translate(_URL_SAFE).decode("ascii")
 
 
 _BASE64URL: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")

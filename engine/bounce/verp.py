@@ -14,15 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from tracker.links import Base32
+
 PREFIX = "b+"
 VERSION = 1
 _MAC = 10  # octets: 80 bits (design section 5)
 _BYTES = 2 + 5 + 8 + _MAC
 _CHARS = 40  # 25 octets are exactly 40 characters of base32
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 section 6, lower case
-_PAIRS = tuple(a + b for a in _ALPHABET for b in _ALPHABET)  # ten bits at once: base64.b32encode is pure Python, 10 µs
 _VALUES = {letter: value for value, letter in enumerate(_ALPHABET)}
-_SHIFTS = tuple(range(190, -1, -10))
+_base32 = Base32(_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class ReturnPaths:
             raise ValueError("the key of new return paths is not in the ring")
         self._keys = dict(keys)
         self._head = bytes((VERSION, key_id))
-        self._key = keys[key_id]
+        self._mac = _keyed(keys[key_id])
         self._suffix = "@" + domain
 
     def __repr__(self) -> str:
@@ -50,8 +51,9 @@ class ReturnPaths:
     def make(self, job: int, mref: int) -> str:
         """The envelope sender of this message. job: 40 bits; mref: signed 64 bits. OverflowError beyond."""
         body = self._head + job.to_bytes(5, "big") + mref.to_bytes(8, "big", signed=True)
-        number = int.from_bytes(body + _mac(self._key, body), "big")
-        return PREFIX + "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS]) + self._suffix
+        mac = self._mac.copy()  # the key's own block of the hash is done
+        mac.update(body)
+        return PREFIX + _base32(body + mac.digest()) + self._suffix
 
     def open(self, address: str) -> Returned | None:
         """Whose message this return path belongs to, or None for anything not made by us. Never raises."""
@@ -76,5 +78,11 @@ class ReturnPaths:
         return Returned(int.from_bytes(data[2:7], "big"), int.from_bytes(data[7:15], "big", signed=True))
 
 
+def _keyed(key: bytes) -> blake2b:
+    return blake2b(digest_size=_MAC, key=key, person=b"sp-return-path")
+
+
 def _mac(key: bytes, body: bytes) -> bytes:
-    return blake2b(body, digest_size=_MAC, key=key, person=b"sp-return-path").digest()
+    mac = _keyed(key)
+    mac.update(body)
+    return mac.digest()

@@ -17,8 +17,10 @@ from __future__ import annotations
 import base64
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -36,10 +38,11 @@ from policy.gate import Mode, strictest
 from policy.instants import DAY_US, SECOND_US, parse_rfc3339
 from policy.keys import Keyring, open_sealed, seal
 from policy.ledger import JobPayload
-from policy.wire import JobRecord, job_aad
+from policy.wire import Accepted, JobRecord, job_aad
 
 MOST_MESSAGE_BYTES: Final = 10 * 1024 * 1024  # engine.settings: what the strictest large receivers take, encoded
 ROWS_A_BUCKET: Final = 1024  # 64 partitions, a few times 64 fingerprints each where domains are uneven (queue.lanes)
+_VIEWS_KEPT: Final = 16  # of a megabyte each, at most
 _TEMPLATES: Final = ("subject", "html", "text")
 _STAND_IN: Final = "sender@example.org"  # where the real sender is broken: templates are judged all the same
 
@@ -65,12 +68,14 @@ class Expansion(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(slots=True)
 class Review:
-    """program and campaign are there exactly when there are no problems."""
+    """program and campaign are there exactly when there are no problems; expansion and job_key with the record."""
 
     reading: Reading
     problems: list[Problem] = field(default_factory=list)
     campaign: Campaign | None = None
     program: Program | None = None
+    expansion: Expansion | None = None
+    job_key: bytes = b""
 
 
 def review(
@@ -145,7 +150,8 @@ def record(found: Review, keyring: Keyring, now_us: int, life: Mapping[str, floa
     start = max(now_us, send_at)
     begins = start + round(opens_in(start, window) * SECOND_US)  # 72 hours are counted from when mail may leave
     default = round(life.get(job.kind, DEFAULT_LIFE_DAYS[job.kind] * DAY_US / SECOND_US) * SECOND_US)
-    expansion = _expansion(job, campaign, program, entry, start)
+    expansion = found.expansion = _expansion(job, campaign, program, entry, start)
+    found.job_key = os.urandom(32)
 
     def sealed(what: str, data: bytes) -> bytes:
         return seal(keyring.service, data, job_aad(what, job.account, job.job_id))
@@ -157,7 +163,7 @@ def record(found: Review, keyring: Keyring, now_us: int, life: Mapping[str, floa
         kind=job.kind,
         created_at=parse_rfc3339(job.created_at),
         payload=sealed("payload", stored(campaign, expansion)),
-        job_key=sealed("key", os.urandom(32)),
+        job_key=sealed("key", found.job_key),
         legal_basis=job.legal_basis.basis if job.legal_basis is not None else "",
         accepted_at=now_us,
         list=job.list_,
@@ -172,15 +178,37 @@ def record(found: Review, keyring: Keyring, now_us: int, life: Mapping[str, floa
         expires_at=parse_rfc3339(job.expires_at) if job.expires_at else begins + default,
         chunks_expected=expansion.chunks,
         links=tuple(program.links),
-        view=program.view_html,
+        view=_view(campaign, program),
     )
+
+
+_views: OrderedDict[Campaign, str] = OrderedDict()  # by contents without what names the job
+
+
+def _view(campaign: Campaign, program: Program) -> str:
+    """The web version. Of many small jobs with the same templates it is the same one: 400 us for 5 kB, once."""
+    if campaign.attachments:
+        return program.view_html  # not worth keeping megabytes for
+    contents = replace(campaign, feedback_id=())
+    view = _views.get(contents)
+    if view is None:
+        view = _views[contents] = program.view_html
+        while len(_views) > _VIEWS_KEPT:
+            _views.popitem(last=False)
+    return view
+
+
+@lru_cache(maxsize=64)
+def _names_used(source: str) -> frozenset[str]:
+    """Many small jobs have the same templates: 150 us for one of 5 kB, once."""
+    return frozenset(template.names_used(source))
 
 
 def _expansion(job: Job, campaign: Campaign, program: Program, entry: str, start: int) -> Expansion:
     columns: set[str] = set()
     for source in (campaign.subject, campaign.html, campaign.text):
         if source is not None:
-            columns |= template.names_used(source)
+            columns |= _names_used(source)
     chunks = job.audience.chunks if job.audience is not None else 1
     rows = len(job.recipients) if job.recipients is not None else chunks * CHUNK_ROWS
     return Expansion(
@@ -195,7 +223,7 @@ def _expansion(job: Job, campaign: Campaign, program: Program, entry: str, start
         consent=dict(job.consent.items()),
         columns=sorted(columns - set(contexts.PROVIDED)),
         required=sorted(program.required),
-        one_line=sorted(template.names_used(campaign.subject) - set(contexts.PROVIDED)),
+        one_line=sorted(_names_used(campaign.subject) - set(contexts.PROVIDED)),
         window=window_of(job.window),
     )
 
@@ -218,29 +246,46 @@ def terms(job: JobPayload, keyring: Keyring) -> tuple[Terms, Expansion]:
     assert job.payload is not None
     assert job.job_key is not None
     _, expansion = opened(open_sealed(keyring.service, job.payload, job_aad("payload", job.account, job.job_id)))
-    return (
-        Terms(
-            job=job.number,
-            account=job.account_number,
-            list_number=job.list_number,
-            topic_number=job.topic_number,
-            job_key=open_sealed(keyring.service, job.job_key, job_aad("key", job.account, job.job_id)),
-            expires_at=job.expires_at or 0,
-            due=expansion.start if expansion.rate else (job.send_at or 0),
-            rate=expansion.rate,
-            buckets=expansion.buckets,
-            priority=job.priority,
-            resend=job.in_doubt == "resend",
-            needs_consent=expansion.needs_consent,
-            consent=expansion.consent,
-            opens=Mode(job.opens_mode),
-            clicks=Mode(job.clicks_mode),
-            columns=frozenset(expansion.columns),
-            required=frozenset(expansion.required),
-            one_line=frozenset(expansion.one_line),
-            window=expansion.window,
-        ),
-        expansion,
+    key = open_sealed(keyring.service, job.job_key, job_aad("key", job.account, job.job_id))
+    return _terms(job, expansion, key), expansion
+
+
+def fresh_terms(found: Review, record: JobRecord, accepted: Accepted) -> tuple[Terms, Expansion]:
+    """`terms` of a job that the writer has entered just now as this record, without asking for it back."""
+    assert found.expansion is not None
+    stored = JobPayload(
+        number=accepted.number, account_number=accepted.account, account=record.account, job_id=record.job_id,
+        state=accepted.state, kind=record.kind, list_number=accepted.list, list_name=record.list,
+        topic_number=accepted.topic, topic_name=record.topic, in_doubt=record.in_doubt, priority=record.priority,
+        wait=record.wait, opens_mode=min(record.opens_mode, accepted.opens_mode),
+        clicks_mode=min(record.clicks_mode, accepted.clicks_mode), created_at=record.created_at,
+        send_at=record.send_at or None, expires_at=record.expires_at or None, chunks_expected=record.chunks_expected,
+        payload=None, job_key=None,
+    )  # fmt: skip
+    return _terms(stored, found.expansion, found.job_key), found.expansion
+
+
+def _terms(job: JobPayload, expansion: Expansion, job_key: bytes) -> Terms:
+    return Terms(
+        job=job.number,
+        account=job.account_number,
+        list_number=job.list_number,
+        topic_number=job.topic_number,
+        job_key=job_key,
+        expires_at=job.expires_at or 0,
+        due=expansion.start if expansion.rate else (job.send_at or 0),
+        rate=expansion.rate,
+        buckets=expansion.buckets,
+        priority=job.priority,
+        resend=job.in_doubt == "resend",
+        needs_consent=expansion.needs_consent,
+        consent=expansion.consent,
+        opens=Mode(job.opens_mode),
+        clicks=Mode(job.clicks_mode),
+        columns=frozenset(expansion.columns),
+        required=frozenset(expansion.required),
+        one_line=frozenset(expansion.one_line),
+        window=expansion.window,
     )
 
 

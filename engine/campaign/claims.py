@@ -16,6 +16,7 @@ effect.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -34,6 +35,8 @@ LOOK_SECONDS: Final = 2.0
 CLAIM_IDLE: Final = 60.0  # s; a worker that is known to be dead is not waited for (`inherit`)
 BURY: Final = 10  # times claim_idle
 _LONGEST_PAUSE: Final = 5.0
+MOST_SMALL: Final = 64  # entries read at a time where they are small
+SMALL: Final = 32 * 1024  # bytes of an entry on average: 64 of them are no more than two chunks of an audience
 
 
 class Later(Exception):
@@ -114,6 +117,9 @@ class Claims:
     _next_claim: float = 0.0
     _next_look: float = 0.0
     _dropped: set[str] = field(default_factory=set)
+    _at_once: int = 0  # entries of the next read
+    _leaving: list[tuple[str, asyncio.Future[None]]] = field(default_factory=list)
+    _leave_task: asyncio.Task[None] | None = None
     _scripts: Scripts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -147,10 +153,12 @@ class Claims:
             await self.redis.xgroup_delconsumer(keyspace.INTAKE, keyspace.INTAKE_GROUP, self.consumer)
 
     async def take(self, block: float) -> list[Entry]:
-        """At most `limits.claim` entries. block: seconds to wait for new ones when there are no others."""
+        """At most `limits.claim` entries, where those of the last read were small up to `MOST_SMALL`: what a step waits
+        for, commits and synced writes, is shared by all in it. block: seconds to wait for new ones when there are no
+        others."""
         entries = await self.strays() or await self.due()
         entries += await self.of_the_silent(self.limits.claim - len(entries))
-        room = self.limits.claim - len(entries)
+        room = max(self._at_once, self.limits.claim) - len(entries)
         if room > 0 and len(self.parked) < MOST_PARKED:
             entries += await self.new(room, 0.0 if entries or self._cursor != "0-0" else self._patience(block))
         return entries
@@ -194,7 +202,11 @@ class Claims:
             keyspace.INTAKE_GROUP, self.consumer, {keyspace.INTAKE: ">"}, count=count,
             block=max(1, round(block * 1000)) if block > 0 else None,
         )  # fmt: skip
-        return [Entry(_text(entry_id), fields) for _, entries in _streams(told) for entry_id, fields in entries]
+        read = [Entry(_text(entry_id), fields) for _, entries in _streams(told) for entry_id, fields in entries]
+        size = sum(len(value) for entry in read for value in entry.fields.values())
+        if len(read) == count:
+            self._at_once = min(2 * count, MOST_SMALL) if size <= SMALL * count else 0
+        return read
 
     async def of_the_silent(self, room: int) -> list[Entry]:
         """Entries of workers that fell silent. The cursor is followed to its end before the next pass begins."""
@@ -270,31 +282,55 @@ class Claims:
         self._dropped.add(entry.id)
 
     async def finish(self, entry: Entry) -> None:
-        await self._leave(entry, None, {})
+        """Done: out of the intake, in one transaction with whatever else is done by now."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._leaving.append((entry.id, future))
+        if self._leave_task is None:
+            self._leave_task = asyncio.create_task(self._leave_together(), name="acknowledge")
+        await future
+        self.parked.pop(entry.id, None)
+
+    async def _leave_together(self) -> None:
+        try:
+            await asyncio.sleep(0)  # whoever else is done in this turn of the loop
+            while self._leaving:
+                some, self._leaving = self._leaving, []
+                try:
+                    await self._acknowledge([name for name, _ in some])
+                except Exception as error:  # each of them hears of it, and is tried again
+                    for _, future in some:
+                        if not future.done():
+                            future.set_exception(error)
+                    continue
+                for _, future in some:
+                    if not future.done():
+                        future.set_result(None)
+        finally:
+            self._leave_task = None
+            for _, future in self._leaving:
+                future.cancel()
+            self._leaving = []
+
+    async def _acknowledge(self, names: Sequence[str], more: Callable[[Any], None] = lambda pipe: None) -> None:
+        """Acknowledged and deleted in one transaction. more(pipe) adds commands before."""
+        async with self.redis.pipeline(transaction=True) as pipe:
+            more(pipe)
+            pipe.xack(keyspace.INTAKE, keyspace.INTAKE_GROUP, *names)
+            pipe.xdel(keyspace.INTAKE, *names)
+            reach("before-acknowledge")
+            await pipe.execute()
+            reach("after-acknowledge")
 
     async def put_away(
         self, entry: Entry, stream: str, fields: dict[Any, Any], kept: int, tell: Callable[[Any], None]
     ) -> None:
         """Out of the intake and into another stream, which keeps about `kept` entries. tell(pipe) adds commands."""
-        await self._leave(entry, stream, fields, kept, tell)
 
-    async def _leave(
-        self,
-        entry: Entry,
-        stream: str | None,
-        fields: dict[Any, Any],
-        kept: int = 0,
-        tell: Callable[[Any], None] = lambda pipe: None,
-    ) -> None:
-        async with self.redis.pipeline(transaction=True) as pipe:
+        def copy(pipe: Any) -> None:
             tell(pipe)
-            if stream is not None:
-                pipe.xadd(stream, fields, maxlen=kept, approximate=True)
-            pipe.xack(keyspace.INTAKE, keyspace.INTAKE_GROUP, entry.id)
-            pipe.xdel(keyspace.INTAKE, entry.id)
-            reach("before-acknowledge")
-            await pipe.execute()
-            reach("after-acknowledge")
+            pipe.xadd(stream, fields, maxlen=kept, approximate=True)
+
+        await self._acknowledge([entry.id], copy)
         self.parked.pop(entry.id, None)
 
 

@@ -17,7 +17,8 @@ Laws:
 A chunk here is at most `CHUNK_ROWS` rows of one audience entry; its number is entry * 64 + place, so entries may be
 expanded in any order by several workers. An entry of 1 MiB cannot hold more rows than 64 chunks.
 
-Cost: about 30 us of CPU a recipient on the build machine (benchmarks/test_expand.py; the aim is 60 with I/O).
+Cost: 13 to 16 us of CPU a recipient on the build machine (benchmarks/test_expand.py), 27 with I/O and SQL
+(benchmarks/intake.py).
 
 Known limits: a job's `rate` is kept by spreading due times over entries of equal size; a resubmitted shape with unequal
 entries may run a little faster at its end. Rows of one domain with different sets of fields go into different slices.
@@ -37,7 +38,7 @@ import msgspec
 from engine.campaign.job import Evidence, Recipient
 from engine.client import CHUNK_ROWS
 from engine.queue.lanes import FactsRequest, JobState, PutRequest
-from engine.queue.slices import FLAG_PRIORITY, FLAG_RESEND, Contents, Row, build, cut_rows
+from engine.queue.slices import FLAG_PRIORITY, FLAG_RESEND, Contents, Row, build_packed, packed
 from engine.queue.windows import Window, after, opens_in
 from policy import keyspace
 from policy.address import AddressError, domain_tag, mref_of, normalise, parse, tag_of
@@ -149,14 +150,6 @@ def _instant(text: str) -> int:
         return 0
 
 
-def given_at(evidence: Evidence, now_us: int) -> int:
-    """When consent was given, 0 when this is no evidence (decision 19): no source, no time, or one in the future."""
-    if not evidence.source or evidence.source.isspace():
-        return 0
-    at = _instant(evidence.time)
-    return at if 0 < at <= now_us + CLOCK_AHEAD_US else 0
-
-
 def prepare(
     terms: Terms, keyring: Keyring, chunk: int, rows: Sequence[Recipient | None], first: int, now_us: int
 ) -> Prepared:
@@ -164,9 +157,11 @@ def prepare(
     prepared = Prepared(chunk, now_us, len(rows), defaultdict(list), defaultdict(list))
     pepper, lane_key, job_key = keyring.pepper, keyring.lane, terms.job_key
     people, ordered = prepared.people, sorted(terms.columns)
+    everything = tuple(ordered)
     required, one_line = sorted(terms.required), sorted(terms.one_line)
     default = terms.consent
-    default_given = _given(default, now_us)
+    latest = now_us + CLOCK_AHEAD_US
+    default_given = _given(default, latest)
     invalid: list[Event] = []
     for index, row in enumerate(rows):
         if row is None:
@@ -183,11 +178,12 @@ def prepare(
         fields = row.fields
         if row.name and "name" not in fields:
             fields = {**fields, "name": row.name}
-        columns = tuple([name for name in ordered if name in fields])
+        columns = everything if fields.keys() >= terms.columns else tuple([name for name in ordered if name in fields])
         if row.consent:
             # the job's word for everybody, the row's own over it
-            evidence: Mapping[str, Evidence] = {**default, **cast(Mapping[str, Evidence], row.consent)}
-            given = _given(evidence, now_us)
+            own = cast(Mapping[str, Evidence], row.consent)
+            evidence: Mapping[str, Evidence] = {**default, **own} if default else own
+            given = _given(evidence, latest)
         else:
             evidence, given = default, default_given
         person = Person(
@@ -206,8 +202,15 @@ def prepare(
     return prepared
 
 
-def _given(evidence: Mapping[str, Evidence], now_us: int) -> dict[str, int]:
-    return {purpose: at for purpose, word in evidence.items() if (at := given_at(word, now_us))}
+def _given(evidence: Mapping[str, Evidence], latest: int) -> dict[str, int]:
+    """When consent was given, by purpose, for what is evidence (decision 19): it has a source, and a time that is
+    not in the future."""
+    given: dict[str, int] = {}
+    for purpose, word in evidence.items():
+        at = _instant(word.time)
+        if 0 < at <= latest and word.source and not word.source.isspace():
+            given[purpose] = at
+    return given
 
 
 def _invalid(job_key: bytes, chunk: int, index: int, now_us: int) -> Event:
@@ -350,9 +353,10 @@ def _slices(terms: Terms, keyring: Keyring, people: Sequence[Person], now_us: in
     for (domain, columns, _), members in groups.items():
         partition, _, lane = _domain(domain, keyring.pepper, keyring.lane)
         rows = [Row(p.local, p.subject, p.pseudonym, p.opens, p.clicks, p.values) for p in members]
-        for start, end in cut_rows(rows):
-            contents = Contents(domain, list(columns), rows[start:end])
-            data = build(key, key_id, terms.job, partition, lane, contents, expires_at=terms.expires_at, flags=flags)
+        for start, end, contents in packed(Contents(domain, list(columns), rows)):
+            data = build_packed(
+                key, key_id, terms.job, partition, lane, end - start, contents, expires_at=terms.expires_at, flags=flags
+            )
             made.append((_due(terms, members[start], now_us), data))
     return made
 

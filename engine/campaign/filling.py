@@ -31,6 +31,7 @@ from sqlalchemy import Connection, Engine
 
 from engine import client
 from engine.campaign import acceptance, expand, standing
+from engine.campaign.asking import Asking
 from engine.campaign.claims import Counts, Later, Refused
 from engine.campaign.job import Recipient
 from engine.campaign.problems import Problem
@@ -52,7 +53,8 @@ HOLD_US: Final = HOUR_US  # decision 3: sealed chunks until an hour before send_
 MOST_ROWS: Final = (expand.CHUNKS_AN_ENTRY - 1) * client.CHUNK_ROWS  # the last chunk number of an entry is its mark
 _MARK: Final = expand.CHUNKS_AN_ENTRY - 1
 _ENDED: Final = {"cancelled": Kind.CANCELLED, "expired": Kind.EXPIRED, "lost": Kind.LOST}
-_KNOWN: Final = 64  # jobs whose terms are kept open
+_KNOWN: Final = 256  # jobs whose terms are kept open
+_FEW: Final = 64  # rows that are expanded beside whatever else is under way
 
 T = TypeVar("T")
 
@@ -74,10 +76,12 @@ class Filling:
     _known: OrderedDict[int, tuple[expand.Terms, acceptance.Expansion]] = field(default_factory=OrderedDict)
     _slots: asyncio.Semaphore = field(init=False)
     _reader: Reader = field(init=False)
+    _asking: Asking = field(init=False)
 
     def __post_init__(self) -> None:
         self._slots = asyncio.Semaphore(self.together)
         self._reader = Reader(self.engine)
+        self._asking = Asking(self.engine)
 
     async def lines(self, job: int, number: int, data: bytes) -> None:
         """An entry as NDJSON."""
@@ -88,9 +92,17 @@ class Filling:
         await self.entry(job, number, sha256(data).digest(), rows, data)
 
     async def entry(
-        self, job: int, number: int, digest: bytes, rows: Sequence[Recipient | None], data: bytes | None = None
+        self,
+        job: int,
+        number: int,
+        digest: bytes,
+        rows: Sequence[Recipient | None],
+        data: bytes | None = None,
+        *,
+        is_new: bool = False,
     ) -> None:
-        """One entry of the audience, whole: registered, expanded (or held), marked."""
+        """One entry of the audience, whole: registered, expanded (or held), marked. is_new: its job was accepted a
+        moment ago, so that it stands as it was accepted."""
         self._hold_off()
         reach("before-register")
         try:
@@ -104,7 +116,7 @@ class Filling:
         if told == "conflict":
             await self.stop(job, f"audience entry {number} came twice with different contents")
             raise Refused(Problem("$", "this number came before with other contents: the job is stopped"))
-        at = await self.ask(lambda conn: standing.job_standing(conn, job))
+        at = None if is_new else await self.ask(lambda conn: standing.job_standing(conn, job))
         terms, expansion = await self.terms(job, at.state if at else "")
         if terms.due > self.clock() + HOLD_US and terms.fate is None:
             await self._hold(job, number, data if data is not None else _ndjson(rows))
@@ -123,10 +135,10 @@ class Filling:
                 for place, start in enumerate(parts)
             ]
         )
-        await self._complete(terms, expansion, number)
+        await self._complete(terms, expansion, number, len(rows))
 
     async def _expand(self, terms: expand.Terms, chunk: int, rows: Sequence[Recipient | None], first: int) -> None:
-        async with self._slots:
+        async with contextlib.nullcontext() if len(rows) <= _FEW else self._slots:
             self._hold_off()
             keyring, now = self.keyring(), self.clock()
             prepared = expand.prepare(terms, keyring, chunk, rows, first, now)
@@ -179,25 +191,29 @@ class Filling:
         rows = [(person.tag, person.partition, person.wire) for person in people]
         return await self.writer.resolve(account, week_of(now), rows)
 
-    async def _complete(self, terms: expand.Terms, expansion: acceptance.Expansion, number: int) -> None:
-        """Mark the entry in the job's home partition; with the last mark the job is expanded."""
+    async def _complete(self, terms: expand.Terms, expansion: acceptance.Expansion, number: int, rows: int) -> None:
+        """Mark the entry, of so many rows, in the job's home partition; with the last mark the job is expanded."""
         home = terms.job % keyspace.PARTITIONS
         mark = PutRequest(home, terms.job, number * expand.CHUNKS_AN_ENTRY + _MARK, terms.state, ())
         reach("before-mark")
         await self.lanes.put([mark])
         reach("after-mark")
+        if expansion.chunks == 1:  # the only one, and whoever is here has just marked it
+            await self.writer.expanded(terms.job, rows)
+            await self.unhalt(terms.job, expansion)
+            return
         marks = cast(bytes, await self.redis.get(keyspace.chunks_put(home, terms.job)) or b"")
         # bit 63 of every eight bytes is the mark of an entry
         if sum(byte & 1 for byte in marks[7::8]) < expansion.chunks:
             return
-        entries, rows = await self.ask(lambda conn: standing.chunks_known(conn, terms.job))
+        entries, known = await self.ask(lambda conn: standing.chunks_known(conn, terms.job))
         if entries == expansion.chunks:
-            await self.writer.expanded(terms.job, rows)
+            await self.writer.expanded(terms.job, known)
             await self.unhalt(terms.job, expansion)
 
     async def unhalt(self, job: int, expansion: acceptance.Expansion) -> None:
         if expansion.wait:
-            await self.lanes.resume(f"j{job}")
+            await self.lanes.let_go(f"j{job}")
 
     async def stop(self, job: int, reason: str) -> None:
         """End a job that cannot be sent as it was meant; a job that has ended already stays as it is."""
@@ -211,12 +227,17 @@ class Filling:
             payload = await asyncio.to_thread(self._reader.job_payload, job)
             if payload is None or payload.payload is None or payload.job_key is None:
                 raise Refused(Problem("$", "the job is no longer kept"))
-            known = self._known[job] = acceptance.terms(payload, self.keyring())
-            while len(self._known) > _KNOWN:
-                self._known.popitem(last=False)
+            known = acceptance.terms(payload, self.keyring())
+            self.know(known)
         fate = _ENDED.get(state)
         terms, expansion = known
         return (terms if fate is None else replace(terms, fate=fate)), expansion
+
+    def know(self, known: tuple[expand.Terms, acceptance.Expansion]) -> None:
+        """The terms of a job, for whoever asks next."""
+        self._known[known[0].job] = known
+        while len(self._known) > _KNOWN:
+            self._known.popitem(last=False)
 
     async def _hold(self, job: int, number: int, data: bytes) -> None:
         sealed = seal(self.keyring().service, data, f"held/{job}/{number}".encode())
@@ -224,13 +245,8 @@ class Filling:
         self.counts.held += 1
 
     async def ask(self, question: Callable[[Connection], T]) -> T:
-        """A question of SQL, off the loop: a busy store must not hold up mail under way."""
-
-        def answer() -> T:
-            with self.engine.connect() as conn:
-                return question(conn)
-
-        return await asyncio.to_thread(answer)
+        """A question of SQL, off the loop and together with whatever else is asked at this moment."""
+        return await self._asking.ask(question)
 
 
 def _ndjson(rows: Sequence[Recipient | None]) -> bytes:

@@ -40,15 +40,14 @@ from engine import client
 from engine.campaign import acceptance, standing
 from engine.campaign.claims import Claims, Counts, Entry, Later, Limits, Refused, order_of
 from engine.campaign.filling import HOLD_US, Filling
-from engine.campaign.job import CHUNK_BYTES
+from engine.campaign.job import CHUNK_BYTES, Job
 from engine.campaign.problems import Problem
 from engine.campaign.validation import read
 from engine.queue.epoch import Epoch
 from engine.queue.lanes import Lanes
-from policy import keyspace, statuses
+from policy import accounts, keyspace, statuses
 from policy.crashpoints import reach
 from policy.keys import Keyring, SealError, open_sealed, seal
-from policy.ledger import Reader
 from policy.valkey import Client
 from policy.wire import WireError, WriterClient, WriterUnavailable
 
@@ -84,10 +83,8 @@ class Intake:
     filling: Filling = field(init=False)
     _next_held: float = 0.0
     _resting: bool = False
-    _reader: Reader = field(init=False)
 
     def __post_init__(self) -> None:
-        self._reader = Reader(self.engine)
         self.claims = Claims(self.redis, self.consumer, self.limits, self.monotonic)
         self.filling = Filling(
             self.redis, self.lanes, self.writer, self.engine, self.keyring, self.clock, self.monotonic, self.counts,
@@ -256,7 +253,7 @@ class Intake:
             by_the_other = read(payload, time.time_ns() // 1000)
             if not any(problem.path == "$.created_at" for problem in by_the_other.problems):
                 reading = by_the_other
-        account = await asyncio.to_thread(self._reader.account, reading.account) if reading.account else None
+        account = await self.filling.ask(lambda conn: accounts.get(conn, reading.account)) if reading.account else None
         review = acceptance.review(reading, account, self.signing_domains(), most_bytes=self.limits.message_bytes)
         if review.problems:
             raise Refused(*review.problems, reading=reading)
@@ -280,14 +277,22 @@ class Intake:
                 raise Refused(Problem("$.account", "is frozen: it may not send"), reading=reading)
             case _:
                 raise Refused(Problem("$.account", "there is no such account"), reading=reading)
+        if accepted.status == "new":
+            self.filling.know(acceptance.fresh_terms(review, record, accepted))
+            await self._inline(accepted.number, job, is_new=True)
+            return
         at = await self.filling.ask(lambda conn: standing.job_standing(conn, accepted.number))
         if at is None or (at.is_filled and not self.filling.is_forgotten(at)):
             if job.wait:
-                await self.lanes.resume(f"j{accepted.number}")
+                await self.lanes.let_go(f"j{accepted.number}")
             return
+        await self._inline(accepted.number, job)
+
+    async def _inline(self, number: int, job: Job, *, is_new: bool = False) -> None:
+        """Recipients in the job itself are its only entry."""
         if job.recipients is not None:
             digest = sha256(msgspec.json.encode(job.recipients)).digest()
-            await self.filling.entry(accepted.number, 0, digest, job.recipients)
+            await self.filling.entry(number, 0, digest, job.recipients, is_new=is_new)
 
     # --- audience --------------------------------------------------------------------------------------------------
 

@@ -57,7 +57,8 @@ Identifier: TypeAlias = Annotated[
 ]
 Scalar: TypeAlias = str | int | float | bool | None
 FieldValue: TypeAlias = Scalar | list[Scalar | dict[str, Scalar]] | dict[str, Scalar]
-FieldName: TypeAlias = Annotated[str, _text("Name of a template variable", 64, 1, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+FIELD_NAME: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
+FieldName: TypeAlias = Annotated[str, _text("Name of a template variable", 64, 1, pattern=FIELD_NAME)]
 Fields: TypeAlias = Annotated[
     dict[FieldName, FieldValue], Meta(description="Template variables of this recipient", max_length=200)
 ]

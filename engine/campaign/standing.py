@@ -9,14 +9,17 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, Select, bindparam, func, or_, select
 
 from policy.drains import places_of
 from policy.ledger import terminal_of
 from policy.schema import account, consent, history, job, job_chunk, subject
 
 _MANY = 500  # values an IN list
+_SIZES = (1, 10, 100, _MANY)
 _STANDING = (job.c.number, job.c.state, job.c.rows_submitted, job.c.chunks_expected, job.c.done_at)
 
 
@@ -35,6 +38,23 @@ class JobStanding:
         """Nothing of it need be expanded any more. A cancelled job knows its rows at once, and those of them that were
         registered and not expanded still need somebody who writes their end."""
         return self.rows_submitted is not None and (self.state != "cancelled" or self.done_at is not None)
+
+
+@cache
+def _consents(count: int) -> Select[bytes, str, int, int]:
+    """Of a fixed number of tags, so that SQLAlchemy compiles it once: an IN of a list it renders anew for every
+    question, which is a third of what a thousand tags cost."""
+    tags = [bindparam(f"tag{place}", type_=subject.c.tag.type) for place in range(count)]
+    return (
+        select(subject.c.tag, consent.c.purpose, consent.c.withdrawn, func.max(consent.c.given_at))
+        .join(subject, subject.c.number == consent.c.subject)
+        .where(
+            subject.c.account == bindparam("account", type_=subject.c.account.type),
+            subject.c.tag.in_(tags),
+            or_(consent.c.expires_at.is_(None), consent.c.expires_at > bindparam("now", type_=job.c.expires_at.type)),
+        )
+        .group_by(subject.c.tag, consent.c.purpose, consent.c.withdrawn)
+    )
 
 
 def find_job(conn: Connection, account_name: str, job_id: str) -> JobStanding | None:
@@ -100,17 +120,12 @@ def consents(
     found: dict[tuple[bytes, str], tuple[int, int]] = {}
     iterator = iter(tags)
     while some := list(itertools.islice(iterator, _MANY)):
-        asked = (
-            select(subject.c.tag, consent.c.purpose, consent.c.withdrawn, func.max(consent.c.given_at))
-            .join(subject, subject.c.number == consent.c.subject)
-            .where(
-                subject.c.account == account_number,
-                subject.c.tag.in_(some),
-                or_(consent.c.expires_at.is_(None), consent.c.expires_at > now_us),
-            )
-            .group_by(subject.c.tag, consent.c.purpose, consent.c.withdrawn)
-        )
-        for tag, purpose, withdrawn, latest in conn.execute(asked):
+        count = next(size for size in _SIZES if size >= len(some))
+        some += some[-1:] * (count - len(some))
+        asked: dict[str, Any] = {f"tag{place}": tag for place, tag in enumerate(some)}
+        for tag, purpose, withdrawn, latest in conn.execute(
+            _consents(count), {**asked, "account": account_number, "now": now_us}
+        ):
             given, taken = found.get((tag, purpose), (0, 0))
             found[tag, purpose] = (given, int(latest)) if withdrawn else (int(latest), taken)
     return found

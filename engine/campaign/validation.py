@@ -22,13 +22,13 @@ import difflib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from engine.campaign import job as contract
 from engine.campaign.canonical import hash_of
-from engine.campaign.job import Job, Recipient
+from engine.campaign.job import FieldValue, Job, Recipient
 from engine.campaign.problems import Check, Problem, broken, examine, shown
 from engine.campaign.strict import parse
 from engine.queue import windows
@@ -198,9 +198,21 @@ def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+class _Row(Recipient):
+    """A row whose names of fields have not been looked at: msgspec would search each of every row with Python's
+    regular expressions, 2 us of the 3.3 that a row of six fields takes to read."""
+
+    fields: Annotated[
+        dict[Annotated[str, msgspec.Meta(min_length=1, max_length=64)], FieldValue], msgspec.Meta(max_length=200)
+    ] = msgspec.field(default_factory=dict)
+
+
+_FIELD_NAME = re.compile(contract.FIELD_NAME)
+_NAMES_KEPT: Final = 1_000
+_good_names: set[str] = set()  # few in all: a template names them
 _SPACED_COLON = re.compile(rb'"[ \t\r\n]+:')
 _names_once = json.JSONDecoder(object_pairs_hook=_once).decode
-_row = msgspec.json.Decoder(Recipient).decode
+_row = msgspec.json.Decoder(_Row).decode
 
 
 def read_row(line: bytes) -> Recipient | None:
@@ -214,6 +226,12 @@ def read_row(line: bytes) -> Recipient | None:
         return None
     try:
         row = _row(line)
+        if not _good_names.issuperset(row.fields):
+            for name in row.fields:
+                if _FIELD_NAME.fullmatch(name) is None:
+                    return None
+            if len(_good_names) < _NAMES_KEPT:
+                _good_names.update(row.fields)
         if line.count(b'":') != _names_of(row) or _SPACED_COLON.search(line):
             _names_once(line.decode("utf-8"))
     except (ValueError, RecursionError):

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -22,6 +23,7 @@ from engine.message import (
     Campaign,
     OpenSSLSigner,
     Program,
+    Signer,
     Unsigned,
     Unwritable,
     compile_campaign,
@@ -30,6 +32,7 @@ from engine.message import (
     person,
     sign_batch,
 )
+from engine.message.multibuffer import LaneMaker, Unavailable, accelerate, open_library
 from engine.queue.windows import Timing, Window, opens_in
 from engine.settings import DkimFiles
 from policy.gate import Mode, Permit
@@ -46,20 +49,56 @@ log = logging.getLogger(__name__)
 # The mailto form of List-Unsubscribe stays out until something hears that mailbox (bounce.inbox, to come): an opt-out
 # that is offered and not heard is worse than one way less. RFC 8058 asks for the https form only.
 OPTOUT_DOMAIN = ""
+Implementation = Literal["auto", "openssl", "multi-buffer"]  # of signatures
+Composed = tuple["Letter", str, str, bytes]  # with envelope sender, recipient, wire bytes
+_MODES = {int(mode): mode for mode in Mode}  # a call of the enum costs five times a look into here
 KEPT = 256  # jobs compiled and ready, per worker; one is about 200 kB with four variants
 
 
-def load_signers(files: Mapping[str, DkimFiles]) -> dict[str, list[OpenSSLSigner]]:
-    """Signers by From domain, RSA first. Raises ValueError, OSError. A key is parsed once: that costs 37 ms."""
-    signers: dict[str, list[OpenSSLSigner]] = {}
+def load_signers(
+    files: Mapping[str, DkimFiles],
+    implementation: Implementation = "auto",
+    *,
+    opened: Callable[[], LaneMaker] = open_library,
+    clock: Callable[[], float] = time.thread_time,
+) -> dict[str, list[Signer]]:
+    """Signers by From domain, RSA first. A key is parsed and tried once: that costs 37 ms, and 10 more for lanes.
+
+    implementation: as `[engine.signing]` says; opened: finds the multi-buffer library; clock: seconds of CPU of this
+    thread. Raises ValueError (a key that does not fit its public half; "multi-buffer" where there is none), OSError.
+    """
+    plain: dict[str, list[OpenSSLSigner]] = {}
     for domain, keys in files.items():
         found = [load_signer(domain, keys.rsa_selector, keys.rsa.read_bytes())]
         if keys.ed25519 is not None and keys.ed25519_selector is not None:
             found.append(load_signer(domain, keys.ed25519_selector, keys.ed25519.read_bytes()))
         if not all(signer.self_test() for signer in found):
             raise ValueError(f"a DKIM key of {domain} does not sign what its public half verifies")
-        signers[domain] = found
+        plain[domain] = found
+    signers: dict[str, list[Signer]] = {domain: list(found) for domain, found in plain.items()}
+    if implementation == "openssl":
+        return signers
+    reasons: list[str] = []
+    try:
+        maker = opened()
+    except Unavailable as error:
+        reasons.append(str(error))
+    else:
+        signers = {domain: [_fast(one, maker, clock, reasons) for one in found] for domain, found in plain.items()}
+    if reasons and implementation == "multi-buffer":
+        raise ValueError(f'[engine.signing] implementation = "multi-buffer" cannot be had: {"; ".join(reasons)}')
+    if reasons:
+        log.info("OpenSSL signs, one message at a time", extra={"why": "; ".join(reasons)})
     return signers
+
+
+def _fast(plain: OpenSSLSigner, maker: LaneMaker, clock: Callable[[], float], reasons: list[str]) -> Signer:
+    """The same key by lanes, or itself and one reason more."""
+    try:
+        return accelerate(plain, maker, clock)
+    except Unavailable as error:
+        reasons.append(str(error))
+        return plain
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +109,7 @@ class Loaded:
     job_key: bytes
     list_number: int
     program: Program | None
-    signers: Sequence[OpenSSLSigner]
+    signers: Sequence[Signer]
     links: Links | None
     return_path: ReturnPaths | None
     window: Window | None = None
@@ -79,48 +118,70 @@ class Loaded:
         """Seconds until its mail may leave, 0.0 when it may now."""
         return opens_in(now_us, self.window) if self.window is not None else 0.0
 
-    def compose(
-        self, pairs: Sequence[tuple[Permit, Letter]]
-    ) -> tuple[list[tuple[Letter, str, str, bytes]], list[Letter]]:
-        """Signed messages (letter, envelope sender, recipient, wire bytes), and the letters whose values do not fit."""
-        assert self.program is not None
-        assert self.links is not None
-        assert self.return_path is not None
-        unsigned: list[Unsigned] = []
-        letters: list[tuple[Letter, str]] = []
-        failed: list[Letter] = []
-        for permit, letter in pairs:
-            hand = letter.hand
-            row = hand.row(letter.index)
-            address = f"{row.local}@{hand.contents.domain}"
-            fields = dict(zip(hand.contents.columns, row.values, strict=False))
-            try:
-                someone = person(
-                    self.links,
-                    self.program,
-                    job=self.number,
-                    mref=letter.mref,
-                    subject=row.subject,
-                    address=address,
-                    fields=fields,
-                    list_number=self.list_number,
-                    partition=hand.lease.partition,
-                    tag=hand.reference(letter.index)[1],
-                    optout_domain=OPTOUT_DOMAIN,
-                    mode_opens=Mode(row.mode_opens),
-                    mode_clicks=Mode(row.mode_clicks),
-                )
-                unsigned.append(compose(permit, self.program, someone, hand.header.date))
-            except (Unwritable, ValueError) as error:
-                log.info("a recipient cannot be written to", extra={"job": self.number, "fault": type(error).__name__})
-                failed.append(letter)
-                continue
-            letters.append((letter, address))
-        written = [
-            (letter, self.return_path.make(self.number, letter.mref), address, message.wire)
-            for (letter, address), message in zip(letters, sign_batch(unsigned, self.signers), strict=True)
-        ] if unsigned else []  # fmt: skip
-        return written, failed
+    def compose(self, pairs: Sequence[tuple[Permit, Letter]]) -> tuple[list[Composed], list[Letter]]:
+        """Signed messages of letters of this job, and the letters whose values do not fit."""
+        return compose_together(pairs)
+
+    def write(self, permit: Permit, letter: Letter) -> tuple[str, Unsigned]:
+        """One message: its recipient, and all of it but the signatures. Raises Unwritable, ValueError."""
+        program, links = self.program, self.links
+        assert program is not None
+        assert links is not None
+        hand, index = letter.hand, letter.index
+        row = hand.contents.rows[index]
+        address = f"{row.local}@{hand.contents.domain}"
+        try:
+            opens, clicks = _MODES[row.mode_opens], _MODES[row.mode_clicks]
+        except KeyError:
+            raise ValueError("not a tracking mode") from None
+        someone = person(
+            links,
+            program,
+            job=self.number,
+            mref=letter.mref,
+            subject=row.subject,
+            address=address,
+            fields=dict(zip(hand.contents.columns, row.values, strict=False)),
+            list_number=self.list_number,
+            partition=hand.lease.partition,
+            tag=hand.reference(index)[1],
+            optout_domain=OPTOUT_DOMAIN,
+            mode_opens=opens,
+            mode_clicks=clicks,
+        )
+        return address, compose(permit, program, someone, hand.header.date)
+
+
+def compose_together(pairs: Sequence[tuple[Permit, Letter]]) -> tuple[list[Composed], list[Letter]]:
+    """Signed messages in the order of pairs, and the letters whose values do not fit. They may be of many jobs: what
+    the same keys sign is signed together."""
+    failed: list[Letter] = []
+    written: list[tuple[Loaded, Letter, str]] = []
+    batches: dict[tuple[Signer, ...], tuple[list[int], list[Unsigned]]] = {}
+    for permit, letter in pairs:
+        own = letter.hand.job
+        try:
+            address, unsigned = own.write(permit, letter)
+        except (Unwritable, ValueError) as error:
+            log.info("a recipient cannot be written to", extra={"job": own.number, "fault": type(error).__name__})
+            failed.append(letter)
+            continue
+        key = tuple(own.signers)
+        batch = batches.get(key)
+        if batch is None:
+            batch = batches[key] = [], []
+        batch[0].append(len(written))
+        batch[1].append(unsigned)
+        written.append((own, letter, address))
+    wires = [b""] * len(written)
+    for signers, (places, messages) in batches.items():
+        for place, message in zip(places, sign_batch(messages, signers), strict=True):
+            wires[place] = message.wire
+    composed: list[Composed] = []
+    for (own, letter, address), wire in zip(written, wires, strict=True):
+        assert own.return_path is not None
+        composed.append((letter, own.return_path.make(own.number, letter.mref), address, wire))
+    return composed, failed
 
 
 class Campaigns:
@@ -130,7 +191,7 @@ class Campaigns:
         self,
         reader: Reader,
         keyring: Callable[[], Keyring],
-        signers: Mapping[str, Sequence[OpenSSLSigner]],
+        signers: Mapping[str, Sequence[Signer]],
         *,
         public_url: str,
         bounce_domain: str,

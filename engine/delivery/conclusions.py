@@ -47,10 +47,13 @@ class Conclusions:
 
     def conclude(self, letter: Letter, outcome: Outcome, tls: int) -> None:
         """What an attempt came to: an end, or another attempt later."""
-        hand = letter.hand
-        delivered = outcome.kind is Kind.DELIVERED
-        note = b"" if delivered else seal_note(self._keyring(), outcome.text)
-        kind = outcome.kind
+        hand, kind = letter.hand, outcome.kind
+        if kind is Kind.DELIVERED:  # nearly everybody: nothing is decided and nothing is sealed
+            event = self.event(letter, kind, outcome.reason, outcome.code, outcome.enhanced, tls)
+            self.count("delivered")
+            self.settling.terminal(hand, letter.index, event)
+            return
+        note = seal_note(self._keyring(), outcome.text)
         delay: float | None = None
         if kind is Kind.DEFERRED:
             delay = self._next(hand, outcome.reason, in_doubt=outcome.resend, at_least=min(outcome.wait, LONGEST_WAIT))

@@ -22,6 +22,9 @@ fields, giving up the deadline per reply, and translating its exceptions back in
 of `engine.smtp.opening`, which the golden dialogues need anyway. It is not faster either: both take about 0.35 ms on
 loopback (benchmarks/test_dialogue.py).
 
+No delayed acknowledgement (40 ms) holds a conversation up: uvloop and asyncio set TCP_NODELAY, and what we say next
+acknowledges what the peer said (python -m benchmarks.stalls prints the histogram against Postfix's smtpd).
+
 Known limits: what the kernel took counts as written; a Permit is checked when RCPT is handed to the socket.
 """
 
@@ -358,7 +361,7 @@ class Connection(asyncio.Protocol):
             chunks = dialogue.outgoing(2 * SLICE)
             if chunks:
                 # One write, not writelines: asyncio's own of Python 3.12 and 3.13.0 never pauses the protocol after
-                # writelines, so a peer that stops reading would be sent the dot all the same. A copy costs 4 us.
+                # writelines, so a peer that stops reading would be sent the dot all the same. A copy costs 2 us.
                 if self._dotted:
                     reach("before-dot")
                 transport.write(b"".join(chunks))

@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from engine.delivery import pool
-from engine.delivery.campaigns import Campaigns, Loaded
+from engine.delivery.campaigns import Campaigns, compose_together
 from engine.delivery.conclusions import Conclusions
 from engine.delivery.connection import Outbound
 from engine.delivery.departure import Departure
@@ -286,20 +286,15 @@ class Courier:
         does not stop the others."""
         messages: list[Outbound] = []
         self._conclusions.count("composed", len(permitted))
-        by_job: dict[Loaded, list[tuple[Permit, Letter]]] = {}
-        for permit, letter in permitted:
-            by_job.setdefault(letter.hand.job, []).append((permit, letter))
-        for job, pairs in by_job.items():
-            composed, failed = job.compose(pairs)
-            for letter in failed:
-                letter.hand.abroad -= 1
-                self.refuse(letter, Reason.INVALID)
-            for letter, sender, recipient, wire in composed:
-                try:
-                    messages.append(Outbound(letter, sender, recipient, wire, void_at, True))
-                except ValueError:  # the wire refuses the address: its end, never the worker's (one message kills none)
-                    letter.hand.abroad -= 1
-                    self.refuse(letter, Reason.INVALID)
+        composed, failed = compose_together(permitted)
+        for letter, sender, recipient, wire in composed:
+            try:
+                messages.append(Outbound(letter, sender, recipient, wire, void_at, True))
+            except ValueError:  # the wire refuses the address: its end, never the worker's (one message kills none)
+                failed.append(letter)
+        for letter in failed:
+            letter.hand.abroad -= 1
+            self.refuse(letter, Reason.INVALID)
         return messages
 
     def conclude(self, letter: Letter, outcome: Outcome, tls: int) -> None:

@@ -35,7 +35,6 @@ from engine.delivery.press import ask_again
 from engine.delivery.site import Site
 from engine.delivery.stock import Stock
 from engine.queue import pace
-from engine.queue.journal import Intent
 from engine.smtp.words import Trouble
 from policy.crashpoints import reach
 
@@ -316,18 +315,9 @@ class Desk:
         return None
 
     def on_intent(self, connection: Connection, messages: list[Outbound]) -> None:
-        intents = []
-        for message in messages:
-            letter = _letter(message)
-            lease = letter.hand.lease
-            header = letter.hand.header
-            intents.append(
-                Intent(
-                    header.job, letter.mref, header.attempt, lease.partition, lease.slice_id, lease.token, letter.index
-                )
-            )
+        letters = [_letter(message) for message in messages]
         reach("before-intent")
-        self._courier.journal.intend(intents)
+        self._courier.journal.intend_on([(letter.hand.page, letter.index, letter.mref) for letter in letters])
         reach("after-intent")
 
     def on_verdict(self, connection: Connection, message: Outbound, verdict: Verdict) -> None:
@@ -425,16 +415,17 @@ class Desk:
 
     # --- what the press says --------------------------------------------------------------------------------------
 
-    def take(self, count: int) -> list[tuple[Hand, int]]:
+    def take(self, count: int) -> list[Letter]:
         """Recipients whose turn it is."""
-        taken: list[tuple[Hand, int]] = []
-        while self.stock and len(taken) < count:
-            hand, index = self.stock.pop()
+        taken: list[Letter] = []
+        stock = self.stock
+        while len(taken) < count and stock:
+            hand, index = stock.pop()
             if hand.dead:
                 continue
             hand.waiting -= 1
             hand.abroad += 1
-            taken.append((hand, index))
+            taken.append(Letter(hand, index, hand.reference(index)[0]))
         return taken
 
     def served(self, connection: Connection, line: Line, messages: list[Outbound]) -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from engine.delivery.campaigns import Loaded
+from engine.queue.journal import Page
 from engine.queue.lanes import Lease
 from engine.queue.slices import Contents, Header, Row
 from policy.address import domain_tag, mref_of, normalise, tag_of
-from policy.events import Event
+from policy.gate import Permit
 
 if TYPE_CHECKING:
     from engine.delivery.desk import Desk
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 @dataclass(slots=True, eq=False)
 class Hand:
     """One slice. abroad: recipients handed to a line (composed or on the wire) without verdict; done, events, retries:
-    recorded, not settled yet; retries by (delay in seconds, whether in doubt)."""
+    recorded, not settled yet: events as the journal has them, retries by (delay in seconds, whether in doubt)."""
 
     lease: Lease
     header: Header
@@ -32,7 +35,7 @@ class Hand:
     waiting: int = 0
     abroad: int = 0
     done: list[int] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
+    events: list[msgspec.Raw] = field(default_factory=list)
     retries: dict[tuple[float, bool], list[int]] = field(default_factory=dict)
     dead: bool = False
     held: bool = False  # paused or frozen: goes back to its lane when nothing of it is on the way
@@ -40,6 +43,15 @@ class Hand:
     asked: bool = False  # a settle request is on its way or unanswered
     _tags: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     _domain_tag: bytes = b""
+    _page: Page | None = None
+
+    @property
+    def page(self) -> Page:
+        """Where the journal writes about it."""
+        if self._page is None:
+            lease, header = self.lease, self.header
+            self._page = Page(header.job, header.attempt, (lease.partition, lease.slice_id, lease.token))
+        return self._page
 
     @property
     def domain_tag(self) -> bytes:
@@ -77,8 +89,9 @@ class Hand:
 
 @dataclass(slots=True, eq=False)
 class Letter:
-    """One recipient on the way: the key of its Outbound."""
+    """One recipient on the way: the key of its Outbound. permit: what the gate gave, none before it was asked."""
 
     hand: Hand
     index: int
     mref: int
+    permit: Permit | None = None

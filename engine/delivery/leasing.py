@@ -158,12 +158,13 @@ class Leasing:
                 except (RedisError, OSError):
                     self._doubtful = True
                     self._courier.in_trouble()
+            paced = time.monotonic() + PACE_SECONDS  # news on an idle engine are acted on at once
             timeout = max(0.0, min(sweep_at, self._next_due()) - time.monotonic())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._news.wait()
             self._news.clear()
-            await asyncio.sleep(PACE_SECONDS)
+            await asyncio.sleep(paced - time.monotonic())
 
     @property
     def _may_lease(self) -> bool:
@@ -251,10 +252,23 @@ class Leasing:
         if leased.strangers:
             self._stranger(leased)
         ready = dict(leased.ready)
+        if self._is_news(leased, ready):
+            self._news.set()
         if ready:
             self._ready[leased.partition] = ready
         else:
             self._ready.pop(leased.partition, None)
+
+    def _is_news(self, leased: Leased, ready: dict[str, int]) -> bool:
+        """Whether the next round shall follow this one at once: a site of which nobody knew that it has something, or
+        lanes without a site of which more are due than a round takes. Everything else has its own waker."""
+        known, now = self._ready.get(leased.partition, {}), leased.now_us
+        if any(
+            due <= now and known.get(ref, now + 1) > now for ref, due in ready.items() if ref != keyspace.UNRESOLVED
+        ):
+            return True
+        had = any(lease.site == keyspace.UNRESOLVED for lease in leased.slices)
+        return had and ready.get(keyspace.UNRESOLVED, now + 1) <= now
 
     def _stranger(self, leased: Leased) -> None:
         """A newer program's slices wait for it; we neither lease nor lose them, and say so once a minute."""

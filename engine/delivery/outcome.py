@@ -11,6 +11,7 @@ MESSAGE, this content or campaign; RECIPIENT, this address alone.
 from __future__ import annotations
 
 import enum
+import functools
 import re
 
 import msgspec
@@ -126,8 +127,7 @@ def judge(verdict: Verdict, *, resend: bool = False) -> Outcome:
     """Judge one verdict. resend: the job chose `resend` and this message has not used its extra copy yet (T8)."""
     reply, trouble = verdict.reply, verdict.trouble
     if verdict.fate is Fate.DELIVERED and reply is not None:
-        # Without the words: nobody asks a 250 for them, and they are not kept (P-12).
-        return Outcome(kind=Kind.DELIVERED, tone=Tone.ACCEPTED, code=reply.code, enhanced=reply.enhanced)
+        return _delivered(reply.code, reply.enhanced)
     if verdict.fate is Fate.UNKNOWN:
         return Outcome(
             kind=Kind.DEFERRED if resend else Kind.UNKNOWN,
@@ -142,6 +142,12 @@ def judge(verdict: Verdict, *, resend: bool = False) -> Outcome:
         return _judged(reply, verdict.fate is Fate.REJECTED, verdict.step, recorded=verdict.tried)
     # DESYNC with a reply (503 and its like) is about the conversation: the words are kept, not judged
     return _troubled(verdict, trouble or Trouble.LOST)
+
+
+@functools.lru_cache(maxsize=64)
+def _delivered(code: int, enhanced: str) -> Outcome:
+    # Without the words: nobody asks a 250 for them, and they are not kept (P-12).
+    return Outcome(kind=Kind.DELIVERED, tone=Tone.ACCEPTED, code=code, enhanced=enhanced)
 
 
 def judge_connection(closed: Closed) -> Outcome:

@@ -8,7 +8,8 @@ Laws:
 - lines are served in the order they asked, whatever site they belong to: a slow site does not hold a fast one back.
 
 One round: lines that want messages, up to `ROUND` recipients in all · one question to the gate for all of them ·
-refusals recorded · the others composed, signed in batches of eight, put on their lines. Several rounds run at a time,
+refusals recorded · the others composed and signed, so many lines together as make a batch of eight, whatever job and
+site they are of, and put on their lines. Several rounds run at a time,
 so that one composes while the others' questions are on their way (21 % of two cores were idle with two).
 """
 
@@ -35,7 +36,7 @@ BATCH = 8  # messages signed together: what multi-buffer RSA takes at once (deci
 ROUNDS = 4
 
 Order = tuple["Desk", Connection, "Line"]
-Taken = tuple[Order, list[tuple[Hand, int]]]
+Taken = tuple[Order, list[Letter]]
 
 
 class Press:
@@ -70,10 +71,10 @@ class Press:
         while self._orders and size < ROUND:
             desk, connection, line = order = self._orders.popleft()
             count = await desk.allowed(min(line.batch, ROUND - size)) if connection.closed is None else 0
-            rows = desk.take(count)
-            if rows:
-                taken.append((order, rows))
-                size += len(rows)
+            letters = desk.take(count)
+            if letters:
+                taken.append((order, letters))
+                size += len(letters)
             else:
                 desk.served(connection, line, [])
         return taken
@@ -82,18 +83,18 @@ class Press:
         if not taken:
             return
         courier = self._courier
-        by_hand: dict[Hand, list[int]] = {}
-        for _, rows in taken:
-            for hand, index in rows:
-                by_hand.setdefault(hand, []).append(index)
+        by_hand: dict[Hand, list[Letter]] = {}
+        for _, letters in taken:
+            for letter in letters:
+                by_hand.setdefault(letter.hand, []).append(letter)
         if courier.foresees:
-            courier.journal.foresee(_intent(hand, index) for hand, indexes in by_hand.items() for index in indexes)
-        told = await courier.gatekeeper.ask([question(hand, indexes) for hand, indexes in by_hand.items()])
+            courier.journal.foresee(_intent(letter) for _, letters in taken for letter in letters)
+        told = await courier.gatekeeper.ask(
+            [question(hand, [letter.index for letter in letters]) for hand, letters in by_hand.items()]
+        )
         if courier.foresees:
             await courier.journal.durable()
-        permits: dict[tuple[Hand, int], Permit] = {}
-        for (hand, indexes), answer in zip(by_hand.items(), told.answers, strict=True):
-            letters = [Letter(hand, index, hand.reference(index)[0]) for index in indexes]
+        for (hand, letters), answer in zip(by_hand.items(), told.answers, strict=True):
             if answer is None:  # the store did not answer: nobody is written to (fails closed)
                 courier.in_trouble()
                 courier.put_back(letters)
@@ -102,35 +103,46 @@ class Press:
             elif hand.job.opens_in(courier.now_us()):
                 courier.shut(hand, letters)
             else:
+                job = hand.header.job
                 for letter, fact in zip(letters, answer.facts, strict=True):
-                    verdict = decide(fact, hand.header.job, letter.mref, told.asked_at)
+                    verdict = decide(fact, job, letter.mref, told.asked_at)
                     if isinstance(verdict, Refusal):
                         hand.abroad -= 1
                         courier.refuse(letter, verdict.reason)
                     else:
-                        permits[hand, letter.index] = verdict
+                        letter.permit = verdict
         void_at = told.asked_at + PERMIT_SECONDS
-        for (desk, connection, line), rows in taken:
-            pairs = [
-                (permit, Letter(hand, index, permit.mref))
-                for hand, index in rows
-                if (permit := permits.get((hand, index))) is not None
-            ]
-            messages: list[Outbound] = []
-            for start in range(0, len(pairs), BATCH):
-                batch = pairs[start : start + BATCH]
-                if connection.closed is not None or time.monotonic() >= void_at:
-                    courier.put_back([letter for _, letter in batch])
-                else:
-                    messages += courier.compose(batch, void_at)
-            desk.served(connection, line, messages)
-            await asyncio.sleep(0)  # what is ready goes out while the next line's is written
+        group: list[Taken] = []
+        size = 0
+        for order, letters in taken:
+            permitted = [letter for letter in letters if letter.permit is not None]
+            group.append((order, permitted))
+            size += len(permitted)
+            if size >= BATCH:
+                self._serve(group, void_at)
+                group, size = [], 0
+                await asyncio.sleep(0)  # what is ready goes out while the next is written
+        self._serve(group, void_at)
+
+    def _serve(self, group: list[Taken], void_at: float) -> None:
+        """Compose for these lines together, and give each what is its own."""
+        courier = self._courier
+        pairs: list[tuple[Permit, Letter]] = []
+        for (_, connection, _), letters in group:
+            if connection.closed is not None or time.monotonic() >= void_at:
+                courier.put_back(letters)
+            else:
+                pairs += [(letter.permit, letter) for letter in letters if letter.permit is not None]
+        made = {message.key: message for message in courier.compose(pairs, void_at)} if pairs else {}
+        for (desk, connection, line), letters in group:
+            desk.served(connection, line, [made[letter] for letter in letters if letter in made])
 
 
-def _intent(hand: Hand, index: int) -> Intent:
-    lease, header = hand.lease, hand.header
-    mref = hand.reference(index)[0]
-    return Intent(header.job, mref, header.attempt, lease.partition, lease.slice_id, lease.token, index)
+def _intent(letter: Letter) -> Intent:
+    lease, header = letter.hand.lease, letter.hand.header
+    return Intent(
+        header.job, letter.mref, header.attempt, lease.partition, lease.slice_id, lease.token, letter.index
+    )  # fmt: skip
 
 
 def question(hand: Hand, indexes: list[int]) -> GateRequest:

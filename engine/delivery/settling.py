@@ -16,17 +16,32 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+import msgspec
 from redis.exceptions import RedisError
 
 from engine.delivery.hand import Hand
-from engine.queue.journal import Journal, Outcome
+from engine.queue.journal import Journal
 from engine.queue.lanes import Lanes, Retry, Settled, SettleRequest
 from engine.queue.slices import retry_of
 from policy.crashpoints import reach
-from policy.events import Batch, Event, encode_batch
+from policy.events import Event
 from policy.keys import Keyring
 
 log = logging.getLogger(__name__)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class _Written(msgspec.Struct, array_like=True, gc=False):
+    """`policy.events.Batch` of events that are encoded already, to the byte: once for the journal and for Redis."""
+
+    job: int
+    domain: str
+    events: list[msgspec.Raw]
+    chunk: int = -1
+
+
+def _batch(hand: Hand, events: list[msgspec.Raw]) -> bytes:
+    return _encode(_Written(hand.header.job, hand.contents.domain, events))
 
 
 class Settling:
@@ -59,9 +74,10 @@ class Settling:
 
     def terminal(self, hand: Hand, index: int, event: Event) -> None:
         """A recipient reached its end."""
-        self._record(hand, index, event)
+        written = msgspec.Raw(_encode(event))
+        self._record(hand, index, event.kind, written)
         hand.done.append(index)
-        hand.events.append(event)
+        hand.events.append(written)
         self._dirty[hand] = None
 
     def retry(self, hand: Hand, index: int, delay: float, event: Event, *, in_doubt: bool = False) -> None:
@@ -69,10 +85,11 @@ class Settling:
 
         Such a one gets no outcome in the journal: its intent stays open, so that a crash before the settle finds it.
         """
+        written = msgspec.Raw(_encode(event))
         if not in_doubt:
-            self._record(hand, index, event)
+            self._record(hand, index, event.kind, written)
         hand.retries.setdefault((delay, in_doubt), []).append(index)
-        hand.events.append(event)
+        hand.events.append(written)
         self._dirty[hand] = None
 
     def known(self, hand: Hand, indexes: list[int]) -> None:
@@ -90,11 +107,9 @@ class Settling:
     def _forget(self, hand: Hand) -> None:
         self._journal.forget(hand.lease.partition, hand.lease.slice_id, hand.lease.token)
 
-    def _record(self, hand: Hand, index: int, event: Event) -> None:
-        lease = hand.lease
-        batch = encode_batch(Batch(hand.header.job, hand.contents.domain, [event]))
+    def _record(self, hand: Hand, index: int, kind: int, written: msgspec.Raw) -> None:
         reach("before-outcome")
-        self._journal.record(Outcome(lease.partition, lease.slice_id, lease.token, index, event.kind, batch))
+        self._journal.record_on(hand.page, index, kind, _batch(hand, [written]))
         reach("after-outcome")
 
     async def run(self) -> None:
@@ -149,7 +164,7 @@ class Settling:
             self._forget(hand)
 
     def _last_words(self, hand: Hand) -> bytes:
-        batch = encode_batch(Batch(hand.header.job, hand.contents.domain, hand.events))
+        batch = _batch(hand, hand.events)
         hand.done, hand.events, hand.retries = [], [], {}
         return batch
 
@@ -164,7 +179,7 @@ class Settling:
             doubt = rows if in_doubt else ()
             sealed = retry_of(key, keyring.queue_id, lease.partition, hand.header, hand.contents, rows, doubt=doubt)
             moved.append(Retry(delay, sealed, rows))
-        batch = encode_batch(Batch(hand.header.job, hand.contents.domain, events)) if events else b""
+        batch = _batch(hand, events) if events else b""
         return SettleRequest(lease.partition, lease.slice_id, lease.token, done, (), batch, moved)
 
     def _ended(self, hand: Hand, request: SettleRequest, answer: Settled) -> None:

@@ -1,14 +1,15 @@
 """Message: a campaign becomes bytes that any mail reader opens, signed, one recipient at a time.
 
-Promise: valid MIME for any input, no line break where none was meant, nothing tracked that was not agreed to, and the
-body a receiver canonicalises is the body that was sent. A recipient costs joins and one hash beside the signature
+Promise: valid MIME for any input, no line break where none was meant, nothing tracked that was not agreed to, and what
+is hashed is what a receiver canonicalises. A recipient costs joins and one hash beside the signature
 (design decisions 1 and 2).
 
     1 template   the language: what is allowed, cut into tokens
     2 rewrite    the HTML read place by place: links, contexts, escapes, byte-exact splice
     3 derive     a text part for campaigns that bring none
     4 headers    the one writer of header fields          5 mime    the one writer of bodies
-    6 slots      static text and values, one join     7 program  a `Campaign` compiled: `Program`
+    6 slots      static text and values, one join     6a sevenbit a part that travels as its author wrote it
+    7 contents   compiled once for all jobs that share it   7a program one job's view of it: `Program`
     8 acceptance `compile_campaign(campaign) -> Program | list[Problem]`
     9 compose    `compose(permit, program, person, date_us) -> Unsigned`
    10 dkim       `sign_batch(unsigned, signers) -> list[Message]`

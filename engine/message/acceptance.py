@@ -16,10 +16,11 @@ import functools
 import html
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from engine.message import contexts, derive, headers, mime, rewrite, template
+from engine.message.contents import Contents
 from engine.message.program import Campaign, Program
 from engine.message.rewrite import Layout, Literal
 from engine.message.template import Token
@@ -53,14 +54,45 @@ def reserved(name: str) -> bool:
 
 
 def compile_campaign(campaign: Campaign) -> Program | list[Problem]:
-    """The compiled campaign, or everything that is wrong with it. Pure; the same campaign gives the same object."""
-    result = _compile(campaign)
+    """The compiled campaign, or everything that is wrong with it. Pure; the same campaign gives the same object, and
+    campaigns that differ in headers and pages of their job only share what is compiled."""
+    result = _judged(campaign)
     return result if isinstance(result, Program) else list(result)
 
 
 @functools.lru_cache(maxsize=16)
-def _compile(campaign: Campaign) -> Program | list[Problem]:
-    problems = [*_head_problems(campaign), *_attachment_problems(campaign)]
+def _judged(campaign: Campaign) -> Program | list[Problem]:
+    problems = _head_problems(campaign)
+    contents = _compile(_shared(campaign))
+    if not isinstance(contents, Contents):
+        return [*problems, *contents]
+    if problems:
+        return problems
+    try:
+        return Program(campaign, contents)
+    except headers.HeaderError as error:
+        return [Problem("", str(error))]
+
+
+def _shared(campaign: Campaign) -> Campaign:
+    """The campaign without what does not reach its body: what jobs with the same template may differ in."""
+    return replace(
+        campaign,
+        from_address="",
+        from_name="",
+        reply_to="",
+        headers=(),
+        list_id="list" if campaign.list_id else "",
+        list_label="",
+        feedback_id=(),
+        view_url="",
+        notice_url="",
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _compile(campaign: Campaign) -> Contents | list[Problem]:
+    problems = _attachment_problems(campaign)
     known = None if campaign.fields is None else campaign.fields | set(contexts.PROVIDED)
     sources: dict[str, list[Token]] = {}
     for path, source in (("subject", campaign.subject), ("html", campaign.html), ("text", campaign.text)):
@@ -88,7 +120,7 @@ def _compile(campaign: Campaign) -> Program | list[Problem]:
     if problems or text is None:
         return problems
     try:
-        return Program(campaign, page, text, subject)
+        return Contents(campaign, page, text, subject)
     except (headers.HeaderError, template.TemplateFault) as error:
         return [Problem("", str(error))]
 

@@ -8,8 +8,9 @@ The pixel is in only when the opens mode allows it and links carry tokens only w
 P-07). A recipient whose values do not fit (a line break for the subject, a missing field, a javascript: link) raises
 `Unwritable`; its text names field and rule, never a value, and the recipient ends refused as invalid.
 
-Cost: 40 to 44 us for 34 kB with 51 slots and 25 links, 12 us for the tokens (benchmarks/test_compose.py, build machine;
-RSA-2048 took 275 to 350 us in the same runs).
+Slow path: a value that does not fit a 7-bit part (engine.message.sevenbit) puts that part into quoted-printable.
+
+Cost and how it is measured: benchmarks/test_compose.py.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Person:
 @dataclass(slots=True)
 class Unsigned:
     """A message that lacks its signatures. head: the header without the empty line; signed: the h= list; head_hash:
-    SHA-256 over the canonical form of the signed headers so far; at: seconds since the epoch, t= of the signature."""
+    SHA-256 over the canonical form of the signed headers so far; at: seconds since the epoch, t= of the signature;
+    hashed: the body in relaxed canonical form (RFC 6376 3.4.4), None when the body is that already."""
 
     job: int
     mref: int
@@ -73,6 +75,7 @@ class Unsigned:
     head_hash: _Hash
     signed: str
     at: int
+    hashed: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -138,40 +141,49 @@ def compose(permit: Permit, program: Program, person: Person, date_us: int) -> U
     if permit.job != person.job or permit.mref != person.mref:
         raise PermitMismatch("the permit is for another job or recipient")
     values = {name: value for name, value in person.fields.items() if value is not None}  # null is absent
-    values["unsubscribe_url"] = person.optout_url or None
-    values["preferences_url"] = person.preferences_url or None
+    values |= program.constants
+    for name, url in (("unsubscribe_url", person.optout_url), ("preferences_url", person.preferences_url)):
+        if url:
+            values[name] = url
+        else:
+            values.pop(name, None)  # a producer's field of that name is not it
     reference = b"%016x%010x" % (person.mref & _64_BITS, person.job)
     clicks = person.click_base if person.mode_clicks is not Mode.OFF else ""
     pixel = person.pixel_url if person.mode_opens is not Mode.OFF else ""
+    values["sp_click"], values["sp_pixel"] = clicks, pixel
     frame = Frame(values, b"=_" + reference, clicks, pixel)
     try:
-        body = program.variant(tracked=bool(clicks), pixel=bool(pixel)).body(frame)
+        body, hashed = program.variant(tracked=bool(clicks), pixel=bool(pixel)).body(frame)
         own = [
             program.subject(frame),
-            b"Date: " + _date(date_us // 1_000_000) + b"\r\n",
-            headers.mailbox("To", ((person.name, person.address),)),
-            message_id(person.job, person.mref, program.domain),
+            _date(date_us // 1_000_000),
+            _TO.address(person.name, person.address),
+            message_id(person.job, person.mref, program),
             program.content_type(frame.boundary),
         ]
         if program.listed:
             uris = [person.optout_url]
             if person.optout_mailto:
                 uris.append("mailto:" + person.optout_mailto)
-            own.append(headers.uri_list("List-Unsubscribe", uris))
+            own.append(_UNSUBSCRIBE.uris(uris))
     except (RenderError, headers.HeaderError) as error:
         raise Unwritable(str(error)) from None
+    written, canonical = zip(*[both for both in own if both is not None], strict=True)
     digest = program.head_hash.copy()
-    digest.update(b"".join([headers.relaxed(field) for field in own if field]))
-    head = b"".join((*own, program.static_head))
-    return Unsigned(person.job, person.mref, head, body, digest, program.signed, date_us // 1_000_000)
+    digest.update(b"".join(canonical))
+    head = b"".join((*written, program.static_head))
+    return Unsigned(person.job, person.mref, head, body, digest, program.signed, date_us // 1_000_000, hashed)
 
 
+_TO: Final = headers.Prepared("To")
+_UNSUBSCRIBE: Final = headers.Prepared("List-Unsubscribe")
 _64_BITS: Final = (1 << 64) - 1
 
 
-def message_id(job: int, mref: int, domain: str) -> bytes:
+def message_id(job: int, mref: int, program: Program) -> headers.Both:
     """The Message-ID field: the same on every attempt (S-06), and a late bounce that quotes it can be placed."""
-    return headers.structured("Message-ID", f"<{job:x}.{mref & _64_BITS:016x}@{domain}>", fold=False)
+    value = b"<%x.%016x%b" % (job, mref & _64_BITS, program.id_end)
+    return b"Message-ID: " + value, b"message-id:" + value
 
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -179,8 +191,9 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 @functools.lru_cache(maxsize=4096)
-def _date(seconds: int) -> bytes:
+def _date(seconds: int) -> headers.Both:
     """RFC 5322 3.3, in UTC. A slice has one date, so most calls are answered from the cache."""
     at = datetime.fromtimestamp(seconds, UTC)
     clock = f"{at.hour:02}:{at.minute:02}:{at.second:02}"
-    return f"{_DAYS[at.weekday()]}, {at.day:02} {_MONTHS[at.month - 1]} {at.year} {clock} +0000".encode("ascii")
+    day = f"{_DAYS[at.weekday()]}, {at.day:02} {_MONTHS[at.month - 1]} {at.year}"
+    return f"Date: {day} {clock} +0000\r\n".encode("ascii"), f"date:{day} {clock} +0000\r\n".encode("ascii")

@@ -13,6 +13,8 @@ serialiser encodes a long List-Unsubscribe into uselessness, 2.4).
     uri_list       List-Unsubscribe: <https...>, <mailto...>, folded only at the comma (RFC 2369, RFC 8058)
     parameters     Content-Type and Content-Disposition, long or non-ASCII values by RFC 2231
 
+    Prepared       the fields of every recipient in two forms, as written and canonical, by one look when plain
+
 `relaxed` gives the DKIM canonical form of a finished field (RFC 6376 3.4.2).
 
 Known limit: an ASCII word longer than 900 octets in an unstructured field is written as encoded words, since it cannot
@@ -135,6 +137,56 @@ def parameters(name: str, value: str, pairs: Iterable[tuple[str, str]]) -> bytes
     return finished(name, _lines(name, words))
 
 
+Both = tuple[bytes, bytes]  # a field as written, and its canonical form
+
+
+class Prepared:
+    """One field that is written for every recipient. What one look shows to be plain goes out at once, in both forms
+    (0.6 us); everything else takes the writers above and gets their answer."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lead = f"{name}: ".encode("ascii")
+        self._low = f"{name.lower()}:".encode("ascii")
+
+    def text(self, text: str) -> Both:
+        """As `unstructured`."""
+        if len(text) <= LINE - len(self._lead) and _STRUCTURED.fullmatch(text) and "=?" not in text:
+            return self._both(text.encode("ascii"))
+        return self._written(unstructured(self._name, text))
+
+    def address(self, display: str, address: str) -> Both:
+        """As `mailbox` with one entry."""
+        if not display and len(address) <= 320 and _BARE_ADDRESS.fullmatch(address):
+            return self._both(address.encode("ascii"))
+        return self._written(mailbox(self._name, ((display, address),)))
+
+    def uris(self, uris: Sequence[str]) -> Both:
+        """As `uri_list`."""
+        for uri in uris:
+            if len(uri) > 900 or not _URI.fullmatch(uri):
+                break
+        else:
+            if 0 < len(uris) <= 4:
+                listed = ">,\r\n <".join(uris).encode("ascii")
+                low = listed.replace(b"\r\n", b"") if len(uris) > 1 else listed
+                return self._lead + b"<" + listed + b">\r\n", self._low + b"<" + low + b">\r\n"
+        return self._written(uri_list(self._name, uris))
+
+    def _both(self, value: bytes) -> Both:
+        return self._lead + value + b"\r\n", self._low + value + b"\r\n"
+
+    @staticmethod
+    def _written(field: bytes) -> Both:
+        return field, relaxed(field)
+
+
+def id_end(domain: str) -> bytes:
+    """What ends every Message-ID of a domain; HeaderError when it cannot."""
+    structured("Message-ID", f"<{'f' * 40}.{'f' * 40}@{domain}>", fold=False)
+    return f"@{domain}>\r\n".encode("ascii")
+
+
 def relaxed(field: bytes) -> bytes:
     """The DKIM relaxed canonical form of one finished field, with its CRLF (RFC 6376 3.4.2)."""
     name, _, value = field.partition(b":")
@@ -212,25 +264,41 @@ _Q = {
 _ROOM = 60 - len("=?utf-8?q??=")
 
 
+class _QForms(dict[str, str]):
+    """One character's form in a Q word, kept once asked for."""
+
+    def __missing__(self, character: str) -> str:
+        form = "".join([_Q[byte] for byte in character.encode("utf-8")])
+        if len(self) < 4096:
+            self[character] = form
+        return form
+
+
+_Q_FORMS = _QForms()
+
+
 def _encoded_words(text: str) -> list[str]:
     """RFC 2047: words of at most 60 characters, whole characters in each; Q or B, whichever is shorter.
 
     60 and not 75: a word begins anywhere on its line, also right behind a field name (76 a line, RFC 2047 2).
     """
+    forms = [_Q_FORMS[character] for character in text]
+    quoted = "".join(forms)
     data = text.encode("utf-8")
-    quoted = "".join([_Q[byte] for byte in data])
     if len(quoted) > (len(data) + 2) // 3 * 4:
         pieces = _packed(text, lambda character: len(character.encode("utf-8")), _ROOM // 4 * 3)
         return [f"=?utf-8?b?{base64.b64encode(piece.encode('utf-8')).decode('ascii')}?=" for piece in pieces]
     if len(quoted) <= _ROOM:
         return [f"=?utf-8?q?{quoted}?="]
-    return [
-        f"=?utf-8?q?{_q_form(piece)}?=" for piece in _packed(text, lambda character: len(_q_form(character)), _ROOM)
-    ]
-
-
-def _q_form(piece: str) -> str:
-    return "".join([_Q[byte] for byte in piece.encode("utf-8")])
+    words: list[str] = []
+    start = used = 0
+    for place, form in enumerate(forms):
+        used += len(form)
+        if used > _ROOM:  # no form is longer than 12
+            words.append("=?utf-8?q?" + "".join(forms[start:place]) + "?=")
+            start, used = place, len(form)
+    words.append("=?utf-8?q?" + "".join(forms[start:]) + "?=")
+    return words
 
 
 def _packed(text: str, size: Callable[[str], int], room: int) -> list[str]:

@@ -25,6 +25,10 @@ URL_ATTRIBUTES = frozenset(
 NO_FIELDS = frozenset(("style", "srcdoc", "srcset", "ping", "content"))
 _VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden|mso-hide\s*:\s*all|font-size\s*:\s*0", re.IGNORECASE)
+_RAW_TEXT = frozenset("xmp iframe noembed noframes noscript plaintext".split())  # some readers take no references there
+_OTHER_LETTERS = re.compile("[^\x00-\x7f]+")
+_NO_REFERENCE = re.compile("[\x80-\x9f\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]")  # would be read as something else
+_STUCK = re.compile("&#(?!(?:[0-9]+|[xX][0-9a-fA-F]+)[^0-9a-fA-F])")  # html.parser may see no tag behind such
 _CONDITION = re.compile(r"\[if [^\]>]*\]>", re.IGNORECASE)
 _CONDITION_END = re.compile(r"<!\[endif\]\s*$", re.IGNORECASE)
 
@@ -56,6 +60,8 @@ class Walk(HTMLParser):
         self.body_end: int | None = None
         self.html_end: int | None = None
         self.hidden: list[tuple[int, int]] = []
+        self.opaque = False
+        """Letters that are not ASCII stand in a comment, a declaration or an instruction."""
         self._hidden_tag = ""
         self._hidden_depth = 0
         self._hidden_from = 0
@@ -113,12 +119,43 @@ class Walk(HTMLParser):
         start = self._at()
         self.comments.append((start, start + len(data) + 7))
         condition = _CONDITION.match(data)
+        if not (data if condition is None or self.comment else condition.group()).isascii():
+            self.opaque = True
         if condition is not None and not self.comment:
             inner = _CONDITION_END.sub("", data[condition.end() :])
             walk = Walk(inner, start + 4 + condition.end(), comment=True)
             self.tags += walk.tags
             self.values += walk.values
             self.raws += walk.raws
+            self.opaque = self.opaque or walk.opaque or (walk.unclosed and not inner.isascii())
+
+    def handle_decl(self, decl: str) -> None:
+        self.opaque = self.opaque or not decl.isascii()
+
+    def unknown_decl(self, data: str) -> None:
+        self.opaque = self.opaque or not data.isascii()
+
+    def handle_pi(self, data: str) -> None:
+        self.opaque = self.opaque or not data.isascii()
+
+    def referable(self, masked: str) -> bool:
+        """Can every letter that is not ASCII be written as a character reference? In text and attribute values a
+        browser reads it as the letter; in a style, script, comment or name it stays what is written."""
+        if masked.isascii():
+            return True
+        if self.opaque or _NO_REFERENCE.search(masked) or _STUCK.search(masked):
+            return False
+        if any(tag in _RAW_TEXT for _, _, tag in self.tags):
+            return False
+        values, raws = Values(self.values), Places(self.raws)
+        tags = Places((start, end) for start, end, _ in self.tags)
+        for found in _OTHER_LETTERS.finditer(masked):
+            start = found.start()
+            if raws.find(start) is not None:
+                return False
+            if tags.find(start) is not None and any(values.at(at) is None for at in range(*found.span())):
+                return False
+        return True
 
     def _attributes(self, tag: str, source: str, start: int) -> bool:
         """Notes the values; True when the element hides itself."""

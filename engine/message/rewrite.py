@@ -86,6 +86,8 @@ class Layout:
     nodes: list[Node] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    referable: bool = True
+    """Character references can stand for every letter of the HTML that is not ASCII."""
     visible: set[str] = field(default_factory=set)
     """Provided variables that stand in the open: at the top level, not in a comment, not hidden."""
 
@@ -136,6 +138,7 @@ def lay_out(tokens: list[Token], *, footer: Callable[[set[str]], str] | None = N
         if addition:
             at = _insertion(spans, walk, len(masked))
             return lay_out(_insert(spans, at, template.tokenise(addition)))
+    layout.referable = walk.referable(masked)
     _nodes(spans, walk, layout, len(masked))
     return layout
 

@@ -1,16 +1,17 @@
 """Slots: where static text ends and a recipient's value begins, down to the bytes of one join.
 
-Law: a slot stands at the start of a line and ends in a soft line break, so neither its value nor the text around it
-can change the other's encoding; each slot of a variant is evaluated once, however often it stands in the text.
+Law: in quoted-printable a slot stands at the start of a line and ends in a soft line break, so neither its value nor
+the text around it can change the other's encoding; each slot of a part is evaluated once, however often it stands in
+the text. A part that can travel as 7-bit is a `Section` (engine.message.sevenbit) with its quoted form beside it.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any
+from typing import Any, Protocol
 
 from engine.message import contexts, mime, rewrite, template
 from engine.message.contexts import Context
@@ -36,19 +37,76 @@ Words = Callable[[Frame], str]
 Key = tuple[object, ...]
 
 
+Order = Callable[[Sequence[bytes]], tuple[bytes, ...]]
+
+
+def chosen(positions: Sequence[int]) -> Order:
+    """itemgetter that answers a tuple however many positions there are."""
+    if len(positions) > 1:
+        return itemgetter(*positions)
+    return lambda pieces: tuple(pieces[position] for position in positions)
+
+
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """One body. order picks static strings and slot values, in the order of the wire, from statics + values."""
+class Strip:
+    """Static strings and values in the order of the wire: order picks from statics + values."""
 
     statics: tuple[bytes, ...]
     sources: tuple[Source, ...]
-    order: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]
+    order: Order
+
+    def pieces(self, frame: Frame) -> tuple[bytes, ...]:
+        return self.order((*self.statics, *[source(frame) for source in self.sources]))
+
+
+class Seven(Protocol):
+    """What engine.message.sevenbit makes of a part."""
+
+    @property
+    def statics(self) -> tuple[bytes, ...]: ...
+
+    def pieces(self, frame: Frame) -> tuple[tuple[bytes, ...], tuple[bytes, ...]] | None: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Section:
+    """A part in both encodings: seven as long as a recipient's values fit it, else quoted."""
+
+    seven: Seven
+    quoted: Strip
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One body: strips and sections in the order of the wire, joined once."""
+
+    segments: tuple[Strip | Section, ...]
     prepare: Callable[[Frame], None] | None = None  # renders all blocks at once, when there are several
 
-    def body(self, frame: Frame) -> bytes:
+    def body(self, frame: Frame) -> tuple[bytes, bytes | None]:
+        """The body, and its canonical form when that is another."""
         if self.prepare is not None:
             self.prepare(frame)
-        return b"".join(self.order((*self.statics, *[source(frame) for source in self.sources])))
+        wire: list[bytes] = []
+        canonical: list[bytes] = []
+        differs = False
+        for segment in self.segments:
+            if isinstance(segment, Section):
+                made = segment.seven.pieces(frame)
+                if made is not None:
+                    wire += made[0]
+                    canonical += made[1]
+                    differs = differs or made[0] is not made[1]
+                    continue
+                segment = segment.quoted
+            pieces = segment.pieces(frame)
+            wire += pieces
+            canonical += pieces
+        body = b"".join(wire)
+        if not differs:
+            return body, None
+        form = b"".join(canonical)
+        return body, None if form == body else form
 
 
 @dataclass(slots=True)
@@ -142,13 +200,26 @@ def quoted(pieces: list[str | Key], sources: Mapping[Key, Source]) -> list[bytes
                 wire.append(SOFT)
             wire.append(sources[piece])
             line_start, after_slot = False, True
-    return wire
+    return [*wire, SOFT] if after_slot else wire  # a value may end in a blank, and a line may not
 
 
 _LARGE = 65_536
+Wire = list[bytes | Source | Section]
 
 
-def pack(wire: list[bytes | Source]) -> Variant:
+def segments(wire: Wire) -> tuple[Strip | Section, ...]:
+    """Sections as they are, and what is between them packed."""
+    found: list[Strip | Section] = []
+    for is_section, group in itertools.groupby(wire, lambda piece: isinstance(piece, Section)):
+        pieces = list(group)
+        if is_section:
+            found += [piece for piece in pieces if isinstance(piece, Section)]
+        else:
+            found.append(pack([piece for piece in pieces if not isinstance(piece, Section)]))
+    return tuple(found)
+
+
+def pack(wire: list[bytes | Source]) -> Strip:
     """Merges neighbours and numbers what is left: statics first, then each source once."""
     merged: list[bytes | Source] = []
     # attachments stay the one object that all variants share
@@ -156,19 +227,17 @@ def pack(wire: list[bytes | Source]) -> Variant:
         pieces = list(group)
         merged += [b"".join(piece for piece in pieces if isinstance(piece, bytes))] if is_static else pieces
     statics = [piece for piece in merged if isinstance(piece, bytes)]
-    sources: list[Source] = []
-    numbers: dict[int, int] = {}  # by identity: functions made here are not equal to one another
+    sources: dict[int, Source] = {}  # by identity: functions made here are not equal to one another
+    for piece in merged:
+        if not isinstance(piece, bytes):
+            sources.setdefault(id(piece), piece)
+    numbers = {name: number for number, name in enumerate(sources)}
     positions: list[int] = []
-    seen = 0
+    passed = 0
     for piece in merged:
         if isinstance(piece, bytes):
-            positions.append(seen)
-            seen += 1
-            continue
-        if id(piece) not in numbers:
-            numbers[id(piece)] = len(sources)
-            sources.append(piece)
-        positions.append(len(statics) + numbers[id(piece)])
-    if len(positions) == 1:
-        return Variant(tuple(statics), tuple(sources), tuple)
-    return Variant(tuple(statics), tuple(sources), itemgetter(*positions))
+            positions.append(passed)
+            passed += 1
+        else:
+            positions.append(len(statics) + numbers[id(piece)])
+    return Strip(tuple(statics), tuple(sources.values()), chosen(positions))

@@ -264,6 +264,11 @@ def names_used(source: str) -> set[str]:
     return environment.undeclared_variables_in_str(source) - _FUNCTIONS - {"loop"}
 
 
+def filters_used(source: str) -> set[str]:
+    """The names of the filters in a source, and perhaps words of its text that look like one."""
+    return set(_USED_FILTER.findall(source))
+
+
 def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else otherwise

@@ -52,6 +52,8 @@ from policy.gate import Standing
 EVENT_CAP = 4_000  # batches in a partition's event stream at which leasing stops (decision 15): 4 KiB each when full
 TAG_BYTES = 12
 AT_ONCE = 256  # scripts of a pipeline, about 10 us each
+UNPARK = (200, 500)  # sites, slices of each: a script, 10 us a slice; what is left comes by itself in five seconds
+FEW = 8  # scripts that share a pipeline with others; a chunk of a thousand rows has one for each partition it touches
 TOGETHER = 64  # slices a script: each holds the server for 10 to 20 us, so about a millisecond
 _MREF = struct.Struct(">q")
 
@@ -71,7 +73,7 @@ class Lanes:
         self._scripts = Scripts(redis)
         self.holder = holder
         self._event_cap = event_cap
-        self._waiting: list[tuple[Call, asyncio.Future[Any]]] = []
+        self._waiting: list[tuple[Call, asyncio.Future[Any], int | None]] = []
         self._asking: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -84,7 +86,7 @@ class Lanes:
 
         The same chunk asking again gets the same answers. Raises RedisError: nothing may be put without facts.
         """
-        answers = await self._scripts.run([_facts_call(request) for request in requests])
+        answers = await self._few([_facts_call(request) for request in requests])
         facts: list[bytes] = []
         for request, answer in zip(requests, answers, strict=True):
             told = _value(answer)
@@ -96,8 +98,8 @@ class Lanes:
     async def put(self, requests: Sequence[PutRequest]) -> list[bool]:
         """Write shares of chunks; True where written now, False where that chunk had been put before. Then wakes
         whoever listens on keyspace.WAKE. Raises RedisError: put again, it is safe."""
-        wake = [("PUBLISH", keyspace.WAKE, str(partition)) for partition in {r.partition for r in requests if r.slices}]
-        answers = await self._scripts.run([_put_call(request) for request in requests], after=wake)
+        wakes = [request.partition if request.slices else None for request in requests]
+        answers = await self._few([_put_call(request) for request in requests], wakes)
         return [_value(answer) == 1 for answer in answers]
 
     # --- delivery --------------------------------------------------------------------------------------------------
@@ -257,6 +259,14 @@ class Lanes:
         """Undo `halt`. What was passed over meanwhile is due again within five seconds."""
         await self._scripts.plain([("SREM", keyspace.halts(partition), what) for partition in partitions])
 
+    async def let_go(self, what: str, partitions: Iterable[int] = range(keyspace.PARTITIONS)) -> None:
+        """`resume`, and what was passed over meanwhile is due now: whoever listens on keyspace.WAKE is woken."""
+        partitions = list(partitions)
+        await self.resume(what, partitions)
+        answers = await self._scripts.run([Call("unpark", keyspace.prefix(p), UNPARK) for p in partitions])
+        some = [p for p, answer in zip(partitions, answers, strict=True) if _value(answer)]
+        await self._scripts.plain(_published(some))
+
     async def waiting(self, job: int, partitions: Iterable[int] = range(keyspace.PARTITIONS)) -> int:
         """Recipients of a job that have not reached a terminal state, over these partitions."""
         counts = await self._scripts.plain([("HGET", keyspace.job(partition, job), "w") for partition in partitions])
@@ -291,14 +301,26 @@ class Lanes:
             call = Call(script, keyspace.prefix(partition), (lane, argument, place))
             place = int(await self._soon(call))
 
+    async def _few(self, calls: Sequence[Call], wakes: Sequence[int | None] = ()) -> Sequence[Any]:
+        """Answers, or errors in their places. wakes: of each call the partition in which somebody listens for it.
+
+        A chunk has a pipeline of its own; what a small job asks goes with whatever else is asked at this moment."""
+        wakes = wakes or [None] * len(calls)
+        if len(calls) > FEW:
+            return await self._scripts.run(calls, _published(wakes))
+        return await asyncio.gather(*[self._queued(call, wake) for call, wake in zip(calls, wakes, strict=True)])
+
     async def _soon(self, call: Call) -> Any:
         """The answer of a script that many ask for at once, each for itself: a provider that blocks us sends ten
         thousand slices back. Those of a moment share a pipeline, and none waits for a connection of its own."""
+        return _value(await self._queued(call, None))
+
+    def _queued(self, call: Call, wake: int | None) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((call, answer))
+        self._waiting.append((call, answer, wake))
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask(), name="lanes")
-        return _value(await answer)
+        return answer
 
     async def _ask(self) -> None:
         try:
@@ -307,17 +329,24 @@ class Lanes:
                 some, self._waiting = self._waiting[:AT_ONCE], self._waiting[AT_ONCE:]
                 answers: Sequence[Any]
                 try:
-                    answers = await self._scripts.run([call for call, _ in some])
+                    answers = await self._scripts.run(
+                        [call for call, _, _ in some], _published([wake for _, _, wake in some])
+                    )
                 except Exception as error:  # each of them hears of it, whatever it was
                     answers = [error] * len(some)
-                for (_, answer), told in zip(some, answers, strict=True):
+                for (_, answer, _), told in zip(some, answers, strict=True):
                     if not answer.done():
                         answer.set_result(told)
         finally:
             self._asking = None
-            for _, answer in self._waiting:
+            for _, answer, _ in self._waiting:
                 answer.cancel()
             self._waiting = []
+
+
+def _published(wakes: Iterable[int | None]) -> list[tuple[str, ...]]:
+    """The commands that tell workers where something was laid, once a partition."""
+    return [("PUBLISH", keyspace.WAKE, str(wake)) for wake in {wake for wake in wakes if wake is not None}]
 
 
 def _facts_call(request: FactsRequest) -> Call:

@@ -5,6 +5,13 @@ full with the same arguments; nobody above notices.
 
 A file may begin with ``-- with NAME`` lines: the fragment NAME.lua is put in front, for the few functions several
 scripts share.
+
+The calls of a moment are one write: packed by hiredis in C, sent and read on a connection of the client's pool. That is
+a third of what redis-py's own pipeline takes, which packs in Python and walks five coroutines a reply (200 against 520
+us of CPU for 32 calls, 390 against 1,280 for 64). Retries, the fence at a new connection and what becomes of a
+connection that was left in the middle stay redis-py's.
+
+Known limits: a Redis Cluster needs a client that routes by the first key, and then redis-py's pipeline again.
 """
 
 from __future__ import annotations
@@ -17,8 +24,10 @@ from hashlib import sha1
 from importlib.resources import files
 from typing import Any
 
+import hiredis
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import NoScriptError, ResponseError
 
 
 class QueueError(Exception):
@@ -67,7 +76,7 @@ class Scripts:
         their answers dropped. Raises ConnectionError or TimeoutError when there was no conversation at all."""
         if not calls:
             return []
-        answers = await self._pipeline(
+        answers = await self._talk(
             [("EVALSHA", script(call.script).digest, 1, call.prefix, *call.args) for call in calls], after
         )
         forgotten = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
@@ -75,7 +84,7 @@ class Scripts:
             again = [calls[index] for index in forgotten]
             for index, answer in zip(
                 forgotten,
-                await self._pipeline([("EVAL", script(c.script).source, 1, c.prefix, *c.args) for c in again], after),
+                await self._talk([("EVAL", script(c.script).source, 1, c.prefix, *c.args) for c in again], after),
                 strict=True,
             ):
                 answers[index] = answer
@@ -83,19 +92,40 @@ class Scripts:
 
     async def plain(self, commands: Sequence[tuple[str | bytes, ...]]) -> list[Any]:
         """Plain commands in one pipeline; raises the first error."""
-        answers = await self._pipeline(commands, ())
+        if not commands:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipe:  # its answers are parsed by the command's name
+            for command in commands:
+                pipe.execute_command(*command)
+            answers: list[Any] = await pipe.execute(raise_on_error=False)
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
         return answers
 
-    async def _pipeline(self, commands: Sequence[Sequence[Any]], after: Sequence[tuple[str, ...]]) -> list[Any]:
-        if not commands:
-            return []
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)
-            for command in after:
-                pipe.execute_command(*command)
-            answers = await pipe.execute(raise_on_error=False)
-        return list(answers[: len(commands)])
+    async def _talk(self, commands: Sequence[tuple[Any, ...]], after: Sequence[tuple[str, ...]]) -> list[Any]:
+        packed = b"".join([hiredis.pack_command(command) for command in (*commands, *after)])
+        replies = len(commands) + len(after)
+        pool: Any = self._redis.connection_pool  # redis-py's own types leave get_connection out
+        connection: AbstractConnection = await pool.get_connection()
+        try:
+            # as redis-py's pipeline does between two tries: the connection is made anew, and admitted anew
+            answers: list[Any] = await connection.retry.call_with_retry(
+                lambda: _said(connection, packed, replies), lambda error: connection.disconnect()
+            )
+        finally:
+            # Not shielded (14 us): it waits only while another connection is being closed.
+            await pool.release(connection)
+        return answers[: len(commands)]
+
+
+async def _said(connection: AbstractConnection, packed: bytes, replies: int) -> list[Any]:
+    """Raises ConnectionError or TimeoutError. Cut short, redis-py closes the connection: nobody reads the rest."""
+    await connection.send_packed_command(packed, check_health=False)
+    answers: list[Any] = []
+    for _ in range(replies):
+        try:
+            answers.append(await connection.read_response())
+        except ResponseError as error:
+            answers.append(error)
+    return answers

@@ -157,6 +157,23 @@ def cut_rows(rows: Sequence[Row]) -> list[tuple[int, int]]:
     return cut([len(_row_encoder.encode(row)) for row in rows])
 
 
+def packed(contents: Contents) -> list[tuple[int, int, bytes]]:
+    """Any number of rows as `cut_rows` cuts them: (start, end, the packed contents of a slice).
+
+    Each row is packed once: where 64 of them with their names stay under 32 KiB, so do the rows alone, and `cut` would
+    cut there. Where a slice is larger, rows are weighed one by one."""
+    rows = contents.rows
+    ranges = [(start, min(start + MAX_ROWS, len(rows))) for start in range(0, len(rows), MAX_ROWS)]
+    made = [(start, end, _part(contents, start, end)) for start, end in ranges]
+    if all(len(data) <= MAX_BYTES for _, _, data in made):
+        return made
+    return [(start, end, _part(contents, start, end)) for start, end in cut_rows(rows)]
+
+
+def _part(contents: Contents, start: int, end: int) -> bytes:
+    return _encoder.encode(Contents(contents.domain, contents.columns, contents.rows[start:end]))
+
+
 def build(
     key: bytes,
     key_id: int,
@@ -176,8 +193,29 @@ def build(
     expires_at, date in microseconds (date 0: fixed by the first lease; a retry carries the date it had);
     doubt: indexes into contents.rows. Raises SliceError when a number does not fit.
     """
+    return build_packed(
+        key, key_id, job, partition, lane, len(contents.rows), _encoder.encode(contents),
+        expires_at=expires_at, attempt=attempt, flags=flags, date=date, doubt=doubt,
+    )  # fmt: skip
+
+
+def build_packed(
+    key: bytes,
+    key_id: int,
+    job: int,
+    partition: int,
+    lane: str,
+    count: int,
+    contents: bytes,
+    *,
+    expires_at: int,
+    attempt: int = 0,
+    flags: int = 0,
+    date: int = 0,
+    doubt: Iterable[int] = (),
+) -> bytes:
+    """`build` of one of `packed`. count: of its rows."""
     reference = lane.encode("ascii")
-    count = len(contents.rows)
     if not 1 <= count <= MAX_ROWS or len(reference) != LANE_BYTES:
         raise SliceError("a slice holds 1 to 64 recipients and an 11-character lane reference")
     try:
@@ -188,7 +226,7 @@ def build(
     except (struct.error, OverflowError) as error:
         raise SliceError(f"a header field is out of range: {error}") from None
     nonce = os.urandom(NONCE_BYTES)  # random 96 bits: a weekly key seals far fewer than 2^32 slices (SP 800-38D 8.3)
-    return header + nonce + _cipher(key).encrypt(nonce, _encoder.encode(contents), _bound_to(job, partition))
+    return header + nonce + _cipher(key).encrypt(nonce, contents, _bound_to(job, partition))
 
 
 def parse_header(data: bytes) -> Header | Lost:

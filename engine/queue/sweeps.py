@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from engine.queue.lanes import EVENT_CAP
+from engine.queue.lanes import EVENT_CAP, UNPARK
 from engine.queue.questions import Lease
 from engine.queue.scripts import Call, Scripts
 from engine.queue.slices import HEADER_BYTES, NONCE_BYTES
@@ -31,7 +31,6 @@ from policy import keyspace
 SEEN_BYTES: Final = HEADER_BYTES + NONCE_BYTES
 _SLICE: Final = re.compile(rb"sp:\{p(\d\d)\}:s:([0-9a-z]+)")
 _EVERY_SLICE: Final = "sp:{p??}:s:*"
-_UNPARK_SITES, _UNPARK_SLICES = 200, 500  # a script: 10 us a slice, and what is left comes by itself in five seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ class Sweeps:
 
     async def unpark(self, partitions: Sequence[int] = range(keyspace.PARTITIONS)) -> int:
         """What lease passed over because it was paused is due now; how many slices."""
-        calls = [Call("unpark", keyspace.prefix(p), (_UNPARK_SITES, _UNPARK_SLICES)) for p in partitions]
+        calls = [Call("unpark", keyspace.prefix(p), UNPARK) for p in partitions]
         return sum(int(_value(answer)) for answer in await self._scripts.run(calls))
 
 

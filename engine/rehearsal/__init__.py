@@ -14,7 +14,9 @@ nobody (every domain ends in .test or .example and is routed to loopback) and le
 5. `proof` verifies what the sink stored and scans the data folder; `why` tells four people's stories;
 6. `report` writes report.html; the last line is JSON.
 
-`sales-push bench` (`bench`) sends the same newsletter to one accepting provider and ends with figures.
+`sales-push bench` (`bench`) sends the same newsletter to one provider, ours or a `strangers` sink, and ends with
+figures: `machine` says what cores sign and processes use, `samples` what was seen on the way, `latency` how long a
+message took, `verdicts` is the table and `chart` the picture.
 
 Known limits: one host; the providers take their share of its CPU, which the benchmark counts apart.
 """

@@ -9,10 +9,11 @@ Exit codes: 0 done and every equation holds, 1 something failed, 2 wrong usage, 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -54,17 +55,79 @@ def demo(
 
 @rehearsal_commands.command()
 def bench(
-    recipients: Annotated[int, typer.Option(min=100, max=10_000_000, help="Messages to send.")] = 20_000,
-    deadline: Annotated[float, typer.Option(min=5.0, max=86_400.0, help="Seconds it may take, at most.")] = 300.0,
+    recipients: Annotated[
+        str, typer.Option(help="Messages to send: 20000, 100k, 1M; several with commas, one run after another.")
+    ] = "20k",
+    sink: Annotated[
+        str, typer.Option(help="Who receives: own, postfix (its smtp-sink) or smtpd (a whole Postfix, discarding).")
+    ] = "own",
+    mix: Annotated[
+        bool, typer.Option("--mix", help="Our sink refuses 10 % and puts 5 % off, in providers' words.")
+    ] = False,
+    smart: Annotated[
+        bool,
+        typer.Option("--smart", help="Our sink takes 50 ms a message, puts off 5 %, refuses 1 %; 1,000 connections."),
+    ] = False,
+    fast: Annotated[
+        bool | None,
+        typer.Option("--fast/--no-fast", help="Sign by multi-buffer RSA or by OpenSSL; default: as configured."),
+    ] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="STARTTLS, with a certificate made for the run.")] = False,
+    chunking: Annotated[bool, typer.Option("--chunking", help="Our sink offers CHUNKING (BDAT).")] = False,
+    domains: Annotated[int, typer.Option(min=1, max=1_000_000, help="Recipient domains, all at one site.")] = 20,
+    one_domain: Annotated[bool, typer.Option("--one-domain", help="The same as --domains 1.")] = False,
+    chart: Annotated[Path | None, typer.Option(help="Write a chart (SVG) of the last run to this file.")] = None,
+    deadline: Annotated[
+        float, typer.Option(min=0.0, max=86_400.0, help="Seconds a run may take; 0 is 300, and more above 60,000.")
+    ] = 0.0,
     workers: Workers = 0,
     wait: Wait = False,
     as_json: AsJson = False,
 ) -> None:
-    """The same newsletter to one provider that accepts everything: messages per second, CPU per message."""
+    """The newsletter to one provider, from the first XADD to the last ledger row: messages/s, CPU, memory, latency."""
+    from engine.rehearsal import strangers
     from engine.rehearsal.bench import Plan, play
 
-    plan = Plan(recipients=recipients, deadline=deadline, workers=workers, wait=wait)
+    counts = _counts(recipients)
+    for wrong, text in (
+        (sink not in ("own", *strangers.KINDS), f"--sink {sink}: one of own, {', '.join(strangers.KINDS)}"),
+        (mix and smart, "--mix and --smart are two scenes: give one of them"),
+        ((mix or smart or chunking) and sink != "own", "--mix, --smart, --chunking are our sink's: leave --sink out"),
+        (tls and sink == "postfix", "--tls: smtp-sink has no STARTTLS; use --sink smtpd, or our own"),
+        (one_domain and domains not in (1, 20), "--one-domain and --domains contradict each other: give one of them"),
+        (chart is not None and not chart.absolute().parent.is_dir(), f"--chart {chart}: there is no such folder"),
+        (chart is not None and chart.is_dir(), f"--chart {chart} is a folder: name a file in it"),
+    ):  # fmt: skip
+        if wrong:
+            _refuse(text)
+    if sink != "own" and (lacking := strangers.missing(sink)):
+        _refuse(f"--sink {sink}: {lacking}")
+    plan = Plan(
+        recipients=counts, deadline=deadline, workers=workers, wait=wait, sink=sink,
+        scene="mix" if mix else "smart" if smart else "plain", domains=1 if one_domain else domains,
+        fast=fast, tls=tls, chunking=chunking, chart=chart,
+    )  # fmt: skip
     raise typer.Exit(_played(play(plan, _console(as_json), _machine)))
+
+
+_COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kKmM]?)")
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """``10k,100k,1M`` -> numbers; what is none ends with code 2."""
+    found = []
+    for word in text.replace("_", "").split(","):
+        match = _COUNT.fullmatch(word.strip())
+        count = round(float(match[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[match[2].lower()]) if match else 0
+        if not 100 <= count <= 10_000_000:
+            _refuse(f"--recipients {word.strip() or text!r}: a number from 100 to 10M, as 20000, 100k or 1M")
+        found.append(count)
+    return tuple(found)
+
+
+def _refuse(text: str) -> NoReturn:
+    print(f"sales-push bench: {text}", file=sys.stderr)
+    raise typer.Exit(2)
 
 
 def _console(as_json: bool) -> Console:

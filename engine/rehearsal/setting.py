@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from engine.rehearsal.audience import PROVIDERS, Provider
@@ -29,17 +29,27 @@ SINK: Final[Mapping[str, str]] = {
     "unknown": "unknown:0:share=0.25",
     "slow": "slow:0:delay=0.1",
 }
+_MANY_DOMAINS: Final = 64  # above it their routes are one pattern: a line of configuration each would be read at start
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How the stage is built. keep, keep_every: messages the sink keeps a provider; lasting: left running."""
+    """How the stage is built. keep, keep_every: messages the sink keeps a provider; lasting: left running; sinks: what
+    each behaviour asks of our own sink; sink: own, or one of `strangers.KINDS`; connections: to a site at most, start:
+    at first; signing: [engine.signing] implementation, "" to leave it out; tls: STARTTLS, and nothing without it."""
 
     workers: int = 0
     providers: Sequence[Provider] = PROVIDERS
     keep: int = 120
     keep_every: int = 1
     lasting: bool = False
+    sinks: Mapping[str, str] = field(default_factory=lambda: SINK)
+    sink: str = "own"
+    connections: int = 32
+    start: int = 8
+    signing: str = ""
+    tls: bool = False
+    chunking: bool = False
 
     @property
     def worker_count(self) -> int:
@@ -51,8 +61,10 @@ def configuration(setting: Setting, ports: Mapping[str, int], tracker_port: int,
     routes = "\n".join(
         f'"{domain}" = "127.0.0.1:{ports[provider.behaviour]}"'
         for provider in setting.providers
-        for domain in provider.domains
+        for domain in _patterns(provider.domains)
     )
+    tls = '\ntls = "required"' if setting.tls else ""
+    signing = f'\n[engine.signing]\nimplementation = "{setting.signing}"\n' if setting.signing else ""
     return f"""# A rehearsal: everything on this host, providers simulated, hours compressed into seconds.
 [policy]
 data_dir = "data"
@@ -68,7 +80,7 @@ port = {tracker_port}
 
 [engine]
 workers = {setting.worker_count}
-hostname = "mail.{DOMAIN}"
+hostname = "mail.{DOMAIN}"{tls}
 
 [engine.routes]
 {routes}
@@ -77,11 +89,11 @@ hostname = "mail.{DOMAIN}"
 schedule = [1.0, 3.0, 4.0, 5.0, 8.0]
 
 [engine.limits]
-connections = 32
+connections = {setting.connections}
 messages_per_connection = 200
 
 [engine.pace]
-start = 8
+start = {setting.start}
 calm = 0.5
 back_off = 0.5
 back_off_cap = 4.0
@@ -92,4 +104,11 @@ port = {ops_port}
 
 [engine.supervisor]
 drain_seconds = {DRAIN_SECONDS}
-"""
+{signing}"""
+
+
+def _patterns(domains: Sequence[str]) -> Sequence[str]:
+    """The patterns that route them."""
+    if len(domains) <= _MANY_DOMAINS:
+        return domains
+    return sorted({f"*.{domain.partition('.')[2]}" for domain in domains})

@@ -36,16 +36,8 @@ from typing import IO, Any, Final
 
 import aiohttp
 
-from engine.rehearsal.setting import (
-    ACCOUNT,
-    DOMAIN,
-    DRAIN_SECONDS,
-    POSTAL,
-    SENDER,
-    SINK,
-    Setting,
-    configuration,
-)
+from engine.rehearsal.setting import ACCOUNT, DOMAIN, DRAIN_SECONDS, POSTAL, SENDER, Setting, configuration
+from engine.rehearsal.strangers import LOOK_SECONDS, Stranger, missing
 from policy.keys import Keyring
 from policy.ledger import Reader
 from policy.schema import open_store
@@ -99,6 +91,8 @@ class Stage:
         self._control = 0
         self._up: subprocess.Popen[bytes] | None = None
         self._sink: subprocess.Popen[bytes] | None = None
+        self._stranger: Stranger | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._reads = False
 
     def __repr__(self) -> str:
@@ -131,7 +125,7 @@ class Stage:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if len(os.fsencode(self.data / "valkey" / "valkey.sock")) > SOCKET_PATH_LIMIT:
             raise StageError(f"{self.folder} is too long: a Unix socket in it may have {SOCKET_PATH_LIMIT} bytes")
-        await self._start_sink()
+        await (self._start_sink() if self.setting.sink == "own" else self._start_stranger())
         await asyncio.to_thread(self._install)
         self._up = self._spawn("up", [*program(), "up"])
         self.policy = load(PolicySettings, self.config)
@@ -151,7 +145,7 @@ class Stage:
         )  # fmt: skip
 
     async def _start_sink(self) -> None:
-        sinks = [SINK[provider.behaviour] for provider in self.setting.providers]
+        sinks = [self.setting.sinks[provider.behaviour] for provider in self.setting.providers]
         tied = sys.platform.startswith("linux") and not self.setting.lasting
         self._sink = self._spawn(
             "sink",
@@ -160,6 +154,8 @@ class Stage:
                 *(word for spec in sinks for word in ("--provider", spec)),
                 "--keep", str(self.setting.keep), "--keep-every", str(self.setting.keep_every),
                 "--keep-dir", str(self.kept),
+                *(["--starttls"] if self.setting.tls else []),
+                *(["--chunking"] if self.setting.chunking else []),
             ],
         )  # fmt: skip
         said = self.logs / "sink.out"
@@ -169,6 +165,20 @@ class Stage:
             await asyncio.sleep(_POLL)
         told = json.loads(line)
         self._ports, self._control = dict(told["ports"]), int(told["control"])
+
+    async def _start_stranger(self) -> None:
+        lacking = missing(self.setting.sink)
+        if lacking:
+            raise StageError(f"--sink {self.setting.sink}: {lacking}")
+        stranger = Stranger(self.setting.sink, self.folder / "stranger", free_port(), starttls=self.setting.tls)
+        self._sink = stranger.start()
+        self._ports = {provider.behaviour: stranger.port for provider in self.setting.providers}
+        deadline = time.monotonic() + START_SECONDS
+        while not await _answers(stranger.port):
+            self._check(deadline, f"the sink {stranger.kind}")
+            await asyncio.sleep(5 * _POLL)
+        self._stranger = stranger
+        self._watch = asyncio.create_task(_looking(stranger))
 
     async def _wait_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -231,8 +241,14 @@ class Stage:
             raise StageError(f"sales-push {arguments[0]} ended with code {done.returncode}\n{done.stderr[-2000:]}")
         return done.stdout
 
+    @property
+    def sink_pid(self) -> int:
+        return self._sink.pid if self._sink is not None else 0
+
     async def counts(self) -> dict[str, Any]:
         """The providers' own count (engine.rehearsal.server.Counts by name), asked over the control port."""
+        if self._stranger is not None:
+            return self._stranger.counts()
         reader, writer = await asyncio.open_connection("127.0.0.1", self._control)
         try:
             writer.write(b"counts\n")
@@ -284,6 +300,10 @@ class Stage:
                 if await _ended(up, number, patience):
                     break
             await asyncio.to_thread(self._end_server)
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+            self._watch = None
         sink, self._sink = self._sink, None
         if sink is not None and not await _ended(sink, signal.SIGTERM, 5.0):
             await _ended(sink, signal.SIGKILL, 5.0)
@@ -310,6 +330,27 @@ class Stage:
                 if not Path(f"/proc/{pid}").exists():
                     return
                 time.sleep(_POLL)
+
+
+async def _answers(port: int) -> bool:
+    """Does an SMTP server greet there?"""
+    with contextlib.suppress(OSError, TimeoutError):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            greeting = await asyncio.wait_for(reader.readline(), 5.0)
+            writer.write(b"QUIT\r\n")
+            return greeting.startswith(b"220")
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+    return False
+
+
+async def _looking(stranger: Stranger) -> None:
+    while True:
+        stranger.look()
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 async def _ended(process: subprocess.Popen[bytes], number: signal.Signals, patience: float) -> bool:

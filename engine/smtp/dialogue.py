@@ -72,10 +72,11 @@ class Dialogue(Conversation):
 
     def receive(self, data: bytes) -> list[Event]:
         """Take bytes from the peer; never raises for what they are."""
-        parser = self._parser
+        parser, script = self._parser, self._script
         parser.feed(data)
         while not self.closed:
-            if self.waiting_for is Step.TLS:
+            waiting = self.waiting_for
+            if waiting is Step.TLS:
                 if parser.pending:  # also what arrives later in plain text, before the handshake
                     self._throw(Trouble.INJECTION)
                 elif not self._upgrading:
@@ -88,10 +89,14 @@ class Dialogue(Conversation):
             if type(reply) is Reply:
                 if reply.code == 421:
                     self._throw(Trouble.GOODBYE, reply)
-                elif self._out and (self.waiting_for is not Step.BODY or self._current is None):
+                elif self._out and (waiting is not Step.BODY or self._current is None):
                     self._throw(Trouble.DESYNC, reply)  # it cannot answer what was not said yet; BODY sees for itself
-                else:
-                    self._send(reply)
+                else:  # `_send`, as it stands below: four times a message
+                    self.heard += 1
+                    try:
+                        self.waiting_for = script.send(reply)
+                    except StopIteration:
+                        break  # _end was reached
             elif isinstance(reply, Malformed):
                 self._throw(Trouble.OVERFLOW if reply.overflow else Trouble.MALFORMED, detail=reply.sample)
         return self._drain()

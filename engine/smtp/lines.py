@@ -1,7 +1,8 @@
 """What is written: the one place where commands and bodies become bytes, and what EHLO's reply says may be written.
 
-Law: whatever the arguments, what `commands` returns is command lines of printable characters, each at most 512 octets
-with its CRLF and nothing else between (S-07); `stuffed` never leaves a line that begins with one dot.
+Law: whatever the arguments, what `commands` and `flight` return is command lines of printable characters, each at most
+512 octets with its CRLF and nothing else between (S-07); `stuffed` never leaves a line that begins with one dot, and
+`body` only where the composer's own law says that there is none.
 """
 
 from __future__ import annotations
@@ -29,12 +30,21 @@ def commands(*lines: str) -> bytes:
     return data
 
 
+def flight(message: Outbound, extensions: dict[str, str]) -> bytes:
+    """MAIL, RCPT and DATA as one piece of the wire: `commands` of the three in half its time (1.3 us)."""
+    opening, recipient = mail(message, extensions), rcpt(message)
+    if not (opening.isprintable() and recipient.isprintable()):
+        raise LocalError("a command has a character that cannot be printed")
+    data = f"{opening}\r\n{recipient}\r\nDATA\r\n".encode()
+    return data if len(data) <= MAX_LINE else commands(opening, recipient, "DATA")
+
+
 def mail(message: Outbound, extensions: dict[str, str]) -> str:
     """MAIL with the parameters the peer offered and this message needs."""
     line = f"MAIL FROM:<{message.sender}>"
     if "SIZE" in extensions:
         line = f"{line} SIZE={len(message.data)}"
-    if not message.data.isascii():
+    if message.eight_bit:
         line += " BODY=8BITMIME"
     if not (message.recipient.isascii() and message.sender.isascii()):
         line += " SMTPUTF8"
@@ -51,16 +61,21 @@ def misfit(message: Outbound, extensions: dict[str, str], max_size: int) -> Trou
         return Trouble.TOO_LARGE
     if not (message.recipient.isascii() and message.sender.isascii()) and "SMTPUTF8" not in extensions:
         return Trouble.NEEDS_SMTPUTF8
-    if not message.data.isascii() and "8BITMIME" not in extensions:
+    if message.eight_bit and "8BITMIME" not in extensions:
         return Trouble.NEEDS_8BITMIME
     return None
 
 
-_DOT_LINE = re.compile(rb"\n\.")  # 13 us for 42 kB with a newline every 40 bytes; `b"\r\n." in data` takes 31
+_DOT_LINE = re.compile(rb"\n\.")  # 10 us for 33 kB with a newline every 76 bytes; `find` takes 28, `rfind` 12
+
+
+def body(message: Outbound) -> bytes:
+    """What stands between DATA and the final dot. Composed messages have no line that begins with a dot by law."""
+    return message.data if message.proven else stuffed(message.data)
 
 
 def stuffed(data: bytes) -> bytes:
-    """RFC 5321 4.5.2. Our own bodies have no line that begins with a dot: then it is one search and no copy."""
+    """RFC 5321 4.5.2. Most bodies have no line that begins with a dot: then it is one search and no copy."""
     if _DOT_LINE.search(data):
         data = data.replace(b"\r\n.", b"\r\n..")
     return b"." + data if data.startswith(b".") else data

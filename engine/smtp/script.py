@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from engine.smtp.lines import commands, mail, rcpt, size_limit, stuffed
+from engine.smtp.lines import body, commands, flight, mail, rcpt, size_limit
 from engine.smtp.opening import End, Opening, Script, hear
 from engine.smtp.reply import Reply
 from engine.smtp.words import Closed, Event, Fate, Outbound, Parked, Ready, Settled, Step, Tls, Trouble, Verdict
@@ -174,7 +174,7 @@ class Conversation:
             yield from hear(Step.BODY)  # 554 as a rule; nobody is delivered to, whatever it says
             self._takes_ahead = False
             return
-        data = stuffed(message.data)
+        data = body(message)
         if len(data) <= SLICE:
             self._out.append(data)
             self._takes_ahead = self.pipelining
@@ -237,11 +237,8 @@ class Conversation:
         self._events.append(closed)
 
     def _say_flight(self, message: Outbound) -> None:
-        flight = (mail(message, self.extensions), rcpt(message), "DATA")
-        if self._left_open:
-            self._say("RSET", *flight)
-        else:
-            self._say(*flight)
+        said = flight(message, self.extensions)
+        self._out.append(commands("RSET") + said if self._left_open else said)
 
     def _say(self, *lines: str) -> None:
         self._out.append(commands(*lines))

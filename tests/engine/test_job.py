@@ -152,6 +152,13 @@ def test_a_name_that_comes_twice_is_refused_everywhere() -> None:
     assert read_row(b'{"address": "a@b.example", "fields": {"x": 1, "x": 2}}') is None
 
 
+@pytest.mark.parametrize("name", ["", "a b", "1a", "a-b", "a" * 65, "ä", "a\\n"])
+def test_a_field_that_no_template_can_name_is_no_row(name: str) -> None:
+    assert read_row(b'{"address": "a@b.example", "fields": {"good": 1}}') is not None
+    for _ in range(2):  # names that were good once are not looked at again: a bad one must not become one
+        assert read_row(f'{{"address": "a@b.example", "fields": {{"good": 1, "{name}": 1}}}}'.encode()) is None
+
+
 def test_deep_values_are_refused_without_a_crash() -> None:
     deep: Any = "x"
     for _ in range(200):

@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.queue import journal
-from engine.queue.journal import Foreseen, Forgotten, Intent, Journal, JournalBroken, Outcome, Plan
-from engine.queue.replay import MAGIC, encode_intent, frame
+from engine.queue.journal import Foreseen, Forgotten, Intent, Journal, JournalBroken, Outcome, Page, Plan
+from engine.queue.replay import MAGIC, encode_intent, encode_outcome, frame
 from policy.events import Kind
 
 HOLDER = "host/worker-0"
@@ -393,6 +393,29 @@ OUTCOMES = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None)
+@given(INTENTS, OUTCOMES)
+def test_a_page_writes_the_same_records(intent: Intent, outcome: Outcome) -> None:
+    """One page serves every recipient of its lease, and nobody who reads can tell which way a record was written."""
+    page = Page(intent.job, intent.attempt, (intent.partition, intent.slice_id, intent.token))
+    assert page.intent(intent.index, intent.mref) == encode_intent(intent)
+    page = Page(intent.job, intent.attempt, (outcome.partition, outcome.slice_id, outcome.token))
+    assert page.outcome(outcome.index, outcome.kind, outcome.event) == encode_outcome(outcome)
+
+
+async def test_what_pages_say_is_with_the_kernel_at_once_and_keeps_its_file(tmp_path: Path) -> None:
+    book = Journal.open(tmp_path, HOLDER, BOOT)
+    pages = [Page(1 << 39, 2, (63, name, 9)) for name in ("c1", "c2")]
+    book.record_on(pages[0], 5, int(Kind.DELIVERED), bytes([5, 0, 255]))
+    book.intend_on([(page, 3, -4) for page in pages])
+
+    (log,) = journal.read_folder(tmp_path)
+    assert log.records == (an_outcome(5), an_intent(3), an_intent(3, slice_id="c2"))
+    book.forget(63, "c1", 9)
+    await book.close()
+    assert files_in(tmp_path) == 1, "the other lease is not over"
+
+
 def _file_of(records: list[Intent | Outcome], folder: Path) -> Path:
     async def write() -> None:
         book = Journal.open(folder, HOLDER, BOOT)
@@ -407,6 +430,7 @@ def _file_of(records: list[Intent | Outcome], folder: Path) -> Path:
     return folder / "00000001.journal"
 
 
+@settings(deadline=None)  # files and syncs of a machine that others use, too
 @given(st.lists(INTENTS | OUTCOMES, min_size=1, max_size=8), st.data())
 def test_a_cut_or_flipped_file_reads_as_a_prefix(records: list[Intent | Outcome], data: st.DataObject) -> None:
     """Whatever a power cut or a bad sector leaves, what is read is a prefix of what was written, and it says so."""
@@ -426,6 +450,7 @@ def test_a_cut_or_flipped_file_reads_as_a_prefix(records: list[Intent | Outcome]
     assert len(log.records) < len(records)
 
 
+@settings(deadline=None)  # files and syncs of a machine that others use, too
 @given(st.binary(max_size=300))
 def test_garbage_is_read_as_nothing(tail: bytes) -> None:
     """No file makes the reader raise."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import tempfile
 import time
 import tomllib
@@ -22,8 +21,8 @@ from rich.console import Console
 from sqlalchemy import Engine, insert
 
 from engine.campaign.validation import read
-from engine.rehearsal import bench, campaigns, findings, proof
-from engine.rehearsal.audience import PROVIDERS, Provider, people
+from engine.rehearsal import campaigns, findings, proof
+from engine.rehearsal.audience import PROVIDERS, people
 from engine.rehearsal.findings import Course, Tally
 from engine.rehearsal.outcome import Outcome, Story
 from engine.rehearsal.report import html
@@ -360,15 +359,3 @@ async def test_a_folder_too_deep_for_a_socket_is_refused(folder: Path) -> None:
 
 def test_every_behaviour_of_the_audience_is_played() -> None:
     assert {provider.behaviour for provider in PROVIDERS} == set(SINK)
-
-
-# --- the benchmark ------------------------------------------------------------------------------------------------
-
-
-def test_bench_knows_one_provider_and_its_own_cpu_time() -> None:
-    assert bench.provider() == Provider("accept", PROVIDERS[0].domains, 1.0)
-    before = sum(bench.cpu_seconds(os.getpid()).values())
-    rate = bench.rsa_rate(0.3)
-
-    assert rate > 20
-    assert sum(bench.cpu_seconds(os.getpid()).values()) - before >= 0.02

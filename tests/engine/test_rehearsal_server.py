@@ -20,9 +20,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.rehearsal.providers import BEHAVIOURS, Judge, Provider, ProviderError, parse
+from engine.bounce.classify import classify_line
+from engine.rehearsal.providers import BEHAVIOURS, DEFERRALS, REFUSALS, Judge, Post, Provider, ProviderError, parse
 from engine.rehearsal.server import Plan, Sink
 from engine.rehearsal.session import Session, message_id_of, unstuff
+from engine.rehearsal.window import HEADROOM, Window
+from policy.events import Reason
 
 BODY = b"Message-ID: <m1@us.test>\r\nSubject: hello\r\n\r\nline\r\n"
 GROUP = b"MAIL FROM:<a@us.test>\r\nRCPT TO:<b@them.test>\r\nDATA\r\n"
@@ -192,6 +195,151 @@ def test_any_split_of_the_bytes_gives_the_same_replies(cuts: list[int]) -> None:
     assert (counts["accepted"], counts["bytes"], counts["unique"]) == (3, sum(map(len, bodies)), 2)
 
 
+class Memory(Sink):
+    """A sink that keeps every message here instead of in files."""
+
+    def __init__(self, *providers: Provider, **plan: Any) -> None:
+        super().__init__(Plan(providers or [Provider("accept")], **plan), clock=lambda: 0.0, wall=lambda: 0.0)
+        self.wires: list[bytes] = []
+
+    def keep(self, post: Post, number: int, wire: bytes) -> None:
+        self.wires.append(wire)
+
+
+def heard(parts: list[bytes], *, keeps: bool, size: int = 3000) -> tuple[bytes, dict[str, Any], set[int], list[bytes]]:
+    """Replies, counts, what was seen, and the bodies kept of one session that hears these segments."""
+    sink = Memory(chunking=True, size=size, keep=-1 if keeps else 0, keep_dir=Path("/nowhere") if keeps else None)
+    replies: list[bytes] = []
+    session = Session(sink, sink._posts["accept"])
+    session.connection_made(Wire(replies))
+    for part in parts:
+        hear(session, part)
+    counts = sink.counts()["providers"]["accept"]
+    counts.pop("kept")
+    return b"".join(replies), counts, sink._posts["accept"].seen, sink.wires
+
+
+LINES = st.lists(st.sampled_from([b"", b".", b"..", b".x", b"x" * 70, b"a.\t.", b"Message-ID: <late@x>"]), max_size=12)
+HEADS = st.sampled_from(
+    [b"Message-ID: <1@x>\r\n\r\n", b"A: b\r\nmessage-id:\r\n <2@x>\r\nC: d\r\n\r\n",
+     b"A: b\r\nMessage-ID: <3@x>\r\n\r\n", b"", b"\r\n", b"A: " + b"y" * 400 + b"\r\nMessage-ID: <4@x>\r\n\r\n"]
+)  # fmt: skip
+GROUPS = st.sampled_from(
+    [GROUP, GROUP.lower(), b"MAIL FROM:<> BODY=8BITMIME\r\nRCPT TO:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n",
+     b"MAIL FROM:<s@x> SIZE=2999\r\nRCPT TO:<p@q> NOTIFY=NEVER\r\nDATA\r\n"]
+)  # fmt: skip
+
+
+@st.composite
+def talk(draw: st.DrawFn) -> bytes:
+    """What a client may say: messages by DATA and BDAT, dots stuffed, some too large, commands out of place."""
+    said = [b"EHLO us\r\n"]
+    for _ in range(draw(st.integers(1, 5))):
+        body = draw(HEADS) + b"".join(line + b"\r\n" for line in draw(LINES))
+        body += b"z" * 76 * draw(st.sampled_from([0, 0, 0, 60]))  # above the limit
+        kind = draw(st.sampled_from(["data", "data", "bdat", "noise", "announced"]))
+        if kind == "data":
+            stuffed = b"".join(b"." + line if line[:1] == b"." else line for line in body.splitlines(keepends=True))
+            said += [draw(GROUPS), stuffed, b"" if stuffed.endswith(b"\r\n") or not stuffed else b"\r\n", b".\r\n"]
+        elif kind == "bdat":
+            cut = draw(st.integers(0, len(body)))
+            said += [b"MAIL FROM:<s@x>\r\nRCPT TO:<a@b>\r\n", b"BDAT %d\r\n" % cut, body[:cut]]
+            said += [b"BDAT %d LAST\r\n" % (len(body) - cut), body[cut:]]
+        elif kind == "noise":
+            said.append(
+                draw(st.sampled_from([b"NOOP\r\n", b"WHAT?\r\n", b"RCPT TO:<a@b>\r\n", b"DATA\r\n", b"RSET\r\n"]))
+            )
+        else:
+            said.append(b"MAIL FROM:<s@x> SIZE=3001\r\nRCPT TO:<a@b>\r\nDATA\r\nRSET\r\n")
+    return b"".join([*said, b"NOOP\r\n"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(said=talk(), cuts=st.lists(st.integers(0, 20_000), max_size=16), keeps=st.booleans())
+def test_any_talk_is_the_same_however_it_is_cut(said: bytes, cuts: list[int], keeps: bool) -> None:
+    """Whole, in any segments, and octet by octet where it is short: the same replies, counts, recipients, bodies."""
+    edges = sorted({0, len(said), *(cut % len(said) for cut in cuts)})
+    whole = heard([said], keeps=keeps)
+
+    assert heard([said[a:b] for a, b in itertools.pairwise(edges)], keeps=keeps) == whole
+    if len(said) < 1500:
+        assert heard([said[n : n + 1] for n in range(len(said))], keeps=keeps) == whole
+
+
+@settings(max_examples=100, deadline=None)
+@given(said=talk())
+def test_a_message_counts_the_same_whether_it_is_kept_or_not(said: bytes) -> None:
+    """Replies, counts and who was seen do not depend on keeping, but for the bodies themselves."""
+    kept, dropped = heard([said], keeps=True), heard([said], keeps=False)
+
+    assert kept[:3] == dropped[:3]
+    assert len(kept[3]) == kept[1]["accepted"]
+    assert dropped[3] == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(body=LINES, more=st.booleans())
+def test_a_stuffed_body_arrives_as_it_was(body: list[bytes], more: bool) -> None:
+    """RFC 5321 4.5.2: what was kept is what was meant, dots and all."""
+    meant = b"".join(line + b"\r\n" for line in body)
+    stuffed = b"".join((b"." + line if line.startswith(b".") else line) + b"\r\n" for line in body)
+    said = b"EHLO us\r\n" + GROUP + stuffed + b".\r\n" + (GROUP + stuffed + b".\r\n") * more
+
+    assert heard([said], keeps=True)[3] == [meant] * (1 + more)
+
+
+@settings(max_examples=100, deadline=None)
+@given(order=st.lists(st.booleans(), min_size=20, max_size=60), cut=st.integers(1, 97))
+def test_sessions_that_share_the_window_do_not_hear_each_other(order: list[bool], cut: int) -> None:
+    """Segments of two sessions in any order: each is answered as if it were alone."""
+    chain = b"EHLO us\r\n" + (GROUP + BODY + b".\r\n") * 3
+    sink = Memory()
+    replies: tuple[list[bytes], list[bytes]] = ([], [])
+    sessions = [Session(sink, sink._posts["accept"]) for _ in replies]
+    for session, said in zip(sessions, replies, strict=True):
+        session.connection_made(Wire(said))
+    left = [[chain[n : n + cut] for n in range(0, len(chain), cut)] for _ in replies]
+    for which in [*map(int, order), *([0] * len(left[0])), *([1] * len(left[1]))]:
+        if left[which]:
+            hear(sessions[which], left[which].pop(0))
+
+    for said in replies:
+        codes = [line[:3] for line in b"".join(said).splitlines() if line[3:4] == b" "]
+        assert codes == [b"220", b"250"] + [b"250", b"250", b"354", b"250"] * 3
+    assert sink.counts()["accepted"] == 6
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.lists(st.sampled_from([b"\r", b"\n", b".", b"\r\n.\r", b"x"]), max_size=30).map(b"".join),
+    at=st.integers(0, 10),
+    stop=st.integers(0, 60),
+)
+def test_the_end_of_data_is_where_find_says(text: bytes, at: int, stop: int) -> None:
+    """memmem on the window, bytes.find on anything else and without memmem: one answer."""
+    window, without = Window(), Window()
+    without._memmem = None
+    at, stop = min(at, len(text)), min(stop, len(text))
+    for one in (window, without):
+        one.view[: len(text)] = text
+        wanted = text.find(b"\r\n.\r\n", at, stop) if at <= stop else -1
+        found = one.end_of_data(one.octets, HEADROOM + at, HEADROOM + max(at, stop))
+        assert found == (wanted + HEADROOM if wanted >= 0 else -1)
+        assert one.end_of_data(text, at, max(at, stop)) == wanted
+
+
+def test_an_endless_header_gives_its_id_up_and_an_endless_line_ends_the_session() -> None:
+    """A Message-ID behind the first 16 KiB is not looked for: what an accepted message may cost is bounded."""
+    head = b"".join(b"X-%d: %s\r\n" % (n, b"y" * 60) for n in range(400))
+    told, counts, seen, _ = heard(
+        [b"EHLO us\r\n" + GROUP + head + b"Message-ID: <far@x>\r\n\r\nhi\r\n.\r\n"], keeps=False, size=100_000
+    )
+    assert b"250 2.0.0 Ok: queued as 1" in told
+    assert counts["accepted"] == 1
+    assert seen == {hash((b"", b"b@them.test"))}
+    assert heard([b"x" * 5000], keeps=False)[0].endswith(b"421 4.5.2 Line too long\r\n")
+
+
 class Wire(asyncio.Transport):
     """A transport that only remembers."""
 
@@ -212,9 +360,17 @@ class Wire(asyncio.Transport):
         self._said.append(b"")
 
 
+def hear(session: Session, part: bytes) -> None:
+    """What a loop does: the kernel's octets go into the sink's window, and nobody else's come until they are taken."""
+    view = session.get_buffer(-1)
+    view[: len(part)] = part
+    session.buffer_updated(len(part))
+    view[: len(part)] = b"Z" * len(part)  # whoever still looks there sees it
+
+
 async def feed(session: Session, parts: list[bytes]) -> None:
     for part in parts:
-        session.data_received(part)
+        hear(session, part)
 
 
 # ---- the providers
@@ -304,6 +460,45 @@ def test_wrong_descriptions_are_refused_in_words(text: str) -> None:
 def test_the_defaults_of_every_behaviour_are_a_provider() -> None:
     assert [parse(behaviour).behaviour for behaviour in BEHAVIOURS] == list(BEHAVIOURS)
     assert parse("limit").messages > 0
+
+
+def test_a_mixed_provider_refuses_a_share_and_puts_another_off_once() -> None:
+    judge = Judge(parse("mixed:0:refused=0.1,deferred=0.05"))
+    people = [b"person%d@mail.test" % number for number in range(6000)]
+    first = {person: judge.recipient(person, 0.0) for person in people}
+    refused = {person for person, reply in first.items() if reply is not None and reply.startswith(b"5")}
+    deferred = {person for person, reply in first.items() if reply is not None and reply.startswith(b"4")}
+
+    assert 0.085 <= len(refused) / len(people) <= 0.115
+    assert 0.04 <= len(deferred) / len(people) <= 0.06
+    assert len({first[person] for person in refused}) == len(REFUSALS)
+    assert len({first[person] for person in deferred}) == len(DEFERRALS)
+    again = {person: judge.recipient(person.upper(), 9.0) for person in people}
+    assert {person for person, reply in again.items() if reply is not None} == refused
+    assert {again[person] for person in refused} == {first[person] for person in refused} - {None}
+
+
+@pytest.mark.parametrize("reply", [*REFUSALS, *DEFERRALS])
+def test_what_a_mixed_provider_says_is_a_reply_about_one_mailbox(reply: bytes) -> None:
+    lines = reply.decode("ascii").removesuffix("\r\n").split("\r\n")
+    assert {line[:3] for line in lines} == {lines[0][:3]}
+    assert [line[3] for line in lines] == ["-"] * (len(lines) - 1) + [" "]
+    assert all(len(line) <= 510 for line in lines)
+    judged = classify_line(lines[0][:4].replace("-", " ") + " ".join(line[4:] for line in lines))
+    assert judged.reason in (
+        Reason.USER_UNKNOWN, Reason.RECIPIENT_REJECTED, Reason.INACTIVE_MAILBOX, Reason.MAILBOX_FULL,
+        Reason.GREYLISTED, Reason.SYSTEM_TROUBLE,
+    )  # fmt: skip
+
+
+async def test_what_is_said_while_a_provider_thinks_is_answered_after_it() -> None:
+    async with rig_of(Provider("mixed", delay=0.02)) as rig:
+        chain = b"EHLO us\r\n" + GROUP + (BODY + b".\r\n" + GROUP) * 3 + BODY + b".\r\n"
+        octets = [chain[n : n + 37] for n in range(0, len(chain), 37)]
+        codes = await rig.codes(*octets, b"QUIT\r\n", label="mixed")
+        assert codes == [b"220", b"250"] + [b"250", b"250", b"354", b"250"] * 4 + [b"221"]
+        said_no_more = await rig.codes(chain, label="mixed")
+        assert said_no_more == [b"220", b"250"] + [b"250", b"250", b"354", b"250"] * 4
 
 
 # ---- what it keeps and says

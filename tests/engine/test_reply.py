@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from engine.smtp.reply import MAX_BYTES, MAX_LINES, Malformed, Reply, ReplyParser, printable
+from engine.smtp.reply import KNOWN, MAX_BYTES, MAX_LINES, Malformed, Reply, ReplyParser, printable
 
 
 def parse(data: bytes) -> list[Reply | Malformed]:
@@ -119,3 +121,48 @@ def test_pending_sees_every_byte() -> None:
     assert parser.pending
     parser.next_reply()
     assert parser.pending
+
+
+LINES = st.sampled_from(
+    [
+        b"250 2.1.0 Ok\r\n",
+        b"250 2.1.0 Ok\n",
+        b"250-2.1.0 Ok\r\n",
+        b"251 2.1.0 Ok\r\n",
+        b"354 go\r\n",
+        b"550 5.1.1 <x@them> no\r\n",
+        b"250 " + b"x" * 200 + b"\r\n",
+        b"250 2.1.0 Ok\r\r\n",
+    ]
+) | st.integers(0, 40).map(lambda number: b"250 2.0.0 Ok: queued as %d\r\n" % number)
+
+
+@settings(deadline=None)
+@given(st.lists(LINES, max_size=80), st.integers(1, 50))
+def test_what_was_read_before_reads_as_if_it_had_not_been(lines: list[bytes], size: int) -> None:
+    """A parser that remembers lines gives the replies of one that never saw them, however the bytes are cut."""
+    data = b"".join(lines)
+    parser, found = ReplyParser(), []
+    for start in range(0, len(data), size):
+        parser.feed(data[start : start + size])
+        while (reply := parser.next_reply()) is not None:
+            found.append(reply)
+    wanted = []
+    while lines:
+        fresh = ReplyParser()
+        while lines and (reply := fresh.next_reply()) is None:
+            fresh.feed(lines.pop(0))
+        if (reply := reply or fresh.next_reply()) is not None:
+            wanted.append(reply)
+            assert not fresh.pending
+    assert found == wanted
+    assert len(parser._known) <= KNOWN, "whatever the peer says"
+
+
+@pytest.mark.parametrize("status", ["2.0.0", "2.6.0", "2.1.5"])
+def test_the_codes_of_a_delivery_are_read_as_any_other(status: str) -> None:
+    assert Reply(250, (status.encode() + b" Ok",)).enhanced == status
+    assert Reply(250, (status.encode() + b"1 Ok",)).enhanced == f"{status}1"
+    assert Reply(250, (status.encode(),)).enhanced == status
+    assert Reply(550, (status.encode() + b" Ok", b"5.1.1 no")).enhanced == "5.1.1"
+    assert Reply(550, (status.encode() + b" Ok",)).enhanced == status

@@ -48,6 +48,11 @@ def test_it_is_base32_of_rfc_4648() -> None:
     assert len(data) == 25
 
 
+def test_the_format_never_changes() -> None:
+    """Delivered mail holds these: a change here loses every bounce still on its way."""
+    assert PATHS.make(7, -9) == "b+aebaaaaaaad777777777777xwhnoi64k3hssluvf@bounce.example.com"
+
+
 def test_old_keys_still_open_and_lost_ones_do_not() -> None:
     old = ReturnPaths({1: OLD}, 1, "bounce.example.com").make(3, 4)
     assert PATHS.open(old) == Returned(3, 4)

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from sqlalchemy import select
 
 from engine.campaign import acceptance
 from engine.campaign.claims import Limits
@@ -22,7 +23,7 @@ from engine.campaign.intake import Intake
 from engine.client import AsyncProducer, JobProblem, Producer, chunks
 from engine.queue.lanes import Lanes, LeaseRequest
 from engine.queue.slices import Contents, Header, Lost, open_slice
-from policy import keyspace
+from policy import keyspace, schema
 from policy.address import normalise, tag_of
 from policy.gate import Mode
 from policy.instants import DAY_US, HOUR_US, SECOND_US, rfc3339, week_of
@@ -644,3 +645,75 @@ async def test_refusals_and_slices_add_up(world: World) -> None:
     assert Counter(refused) == {"duplicate": 10, "invalid": 2}
     assert status.rows_submitted == len(rows)
     assert len(await world.queued()) + sum(refused.values()) == len(rows)
+
+
+async def test_many_small_jobs_are_taken_together_and_each_is_whole(world: World) -> None:
+    """More of them a step than chunks of an audience; acknowledged in few transactions, and nobody twice or lost."""
+    for number in range(150):
+        rows = [{"address": f"p{number}@d{number % 7}.example", "fields": {"name": "P"}}]
+        await world.add(job=json.dumps(world.job(job_id=f"small-{number}", recipients=rows)))
+    before = (await world.redis.info("commandstats")).get("cmdstat_multi", {}).get("calls", 0)
+    intake = world.intake()
+    steps = 0
+    while await world.redis.xlen(keyspace.INTAKE):
+        await intake.step()
+        steps += 1
+        assert steps < 20
+    assert await world.pending() == 0
+    assert await world.queued() == sorted(f"p{n}@d{n % 7}.example" for n in range(150))
+    assert steps < 150 / Limits().claim
+    assert (await world.redis.info("commandstats"))["cmdstat_multi"]["calls"] - before < 75
+    for number in (0, 149):
+        status = world.status(f"small-{number}")
+        assert (status.state, status.rows_submitted, status.waiting) == ("sending", 1, 1)
+
+
+async def test_large_entries_are_taken_no_more_at_a_time_than_before(world: World) -> None:
+    intake = world.intake()
+    rows = [{"address": "p@d.example", "fields": {"name": "P"}}]
+    for number in range(20):
+        await world.add(job=json.dumps(world.job(job_id=f"large-{number}", recipients=rows, text="x" * 40_000)))
+    for _ in range(2):
+        assert await intake.step() == Limits().claim
+
+
+async def test_terms_of_a_job_just_accepted_are_those_that_are_stored(world: World) -> None:
+    """A worker goes on with what it has in hand; another one, or it after a crash, with what SQL has."""
+    await world.submit(
+        world.job(
+            recipients=[{"address": "a@d.example", "name": "A"}], rate=5.0, list="Weekly",
+            tracking={"opens": "individual", "clicks": "aggregate"}, consent={"mail_marketing": YES},
+            window={"from": "08:00", "to": "20:00", "zone": "Europe/Berlin"},
+        )
+    )  # fmt: skip
+    intake = world.intake()
+    await world.settle(intake)
+    number = world.status().number
+    own = await intake.filling.terms(number, "sending")
+    other = await world.intake("other").filling.terms(number, "sending")
+    assert own == other
+
+
+async def test_jobs_with_one_template_share_no_page_that_differs(world: World) -> None:
+    """The web version is kept for jobs with the same contents, not for those of another sender or other words."""
+    page = "<p>Hello {{ name }}</p><p>{{ postal_address }}</p>"
+    rows = [{"address": "a@d.example", "name": "A"}]
+    asked = [
+        ("one", page, "1 Road"),
+        ("two", page, "1 Road"),
+        ("three", page, "2 Lane"),
+        ("four", page + "!", "1 Road"),
+    ]
+    for name, html, place in asked:
+        await world.submit(world.job(job_id=name, html=html, postal_address=place, recipients=rows))
+    intake = world.intake()
+    await world.settle(intake)
+    with intake.engine.connect() as conn:
+        asked_for = select(schema.job.c.job_id, schema.job_view.c.html)
+        found = conn.execute(asked_for.join(schema.job, schema.job.c.number == schema.job_view.c.job)).all()
+    views = {str(name): str(html) for name, html in found}
+    assert views["one"] == views["two"]
+    assert "1 Road" in views["one"]
+    assert "2 Lane" in views["three"]
+    assert "!" in views["four"]
+    assert len(set(views.values())) == 3

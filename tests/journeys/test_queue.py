@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from engine.queue import slices
 from engine.queue.lanes import (
@@ -356,6 +356,56 @@ async def test_what_is_halted_is_neither_leased_nor_let_through_the_gate(lanes: 
     assert answer is not None
     assert answer.standing is Standing.CLEAR
     await assert_legal(redis, PART)
+
+
+async def test_what_is_let_go_is_due_at_once_and_everybody_is_told(lanes: Lanes, redis: Redis) -> None:
+    """A job that waited for its last audience entry starts then, not when what was passed over is looked at again."""
+    await put_at_site(lanes, some_slice(JOB, PART, LANE, 1))
+    await lanes.halt(f"j{JOB}", [PART])
+    assert await leased(lanes) == []
+    async with redis.pubsub() as listener:
+        await listener.subscribe(keyspace.WAKE)
+        assert (await listener.get_message(timeout=5.0) or {})["type"] == "subscribe"
+
+        await lanes.let_go(f"j{JOB}")
+
+        told = await listener.get_message(ignore_subscribe_messages=True, timeout=5.0)
+        assert told is not None
+        assert told["data"] == str(PART).encode()
+    assert len(await leased(lanes)) == 1
+    await assert_legal(redis, PART)
+
+
+async def test_small_shares_of_one_moment_travel_together_and_wake_each_partition_once(
+    lanes: Lanes, redis: Redis
+) -> None:
+    async with redis.pubsub() as listener:
+        await listener.subscribe(keyspace.WAKE)
+        assert (await listener.get_message(timeout=5.0) or {})["type"] == "subscribe"
+        before = (await redis.info("commandstats")).get("cmdstat_publish", {}).get("calls", 0)
+
+        jobs = range(JOB, JOB + 20)
+        shares = [PutRequest(PART, job, 0, STATE, [(0, some_slice(job, PART, LANE, 1))]) for job in jobs]
+        assert await asyncio.gather(*[lanes.put([one]) for one in shares]) == [[True]] * 20
+
+        assert (await redis.info("commandstats"))["cmdstat_publish"]["calls"] == before + 1
+        told = await listener.get_message(ignore_subscribe_messages=True, timeout=5.0)
+        assert told is not None
+        assert told["data"] == str(PART).encode()
+    assert await asyncio.gather(*[lanes.put([one]) for one in shares]) == [[False]] * 20
+    await assert_legal(redis, PART)
+
+
+async def test_an_error_among_shares_that_travel_together_is_its_own(lanes: Lanes, redis: Redis) -> None:
+    await redis.set(keyspace.chunks_put(PART, JOB + 1), "x")
+    await redis.delete(keyspace.job(PART, JOB + 1))
+    await redis.set(keyspace.job(PART, JOB + 1), "no hash: every script that writes there fails")
+    shares = [PutRequest(PART, job, 0, STATE, [(0, some_slice(job, PART, LANE, 1))]) for job in (JOB, JOB + 1, JOB + 2)]
+
+    told = await asyncio.gather(*[lanes.put([one]) for one in shares], return_exceptions=True)
+
+    assert told[0] == told[2] == [True]
+    assert isinstance(told[1], RedisError)
 
 
 async def test_a_paused_job_steps_aside_for_the_others(lanes: Lanes, redis: Redis) -> None:

@@ -25,13 +25,13 @@ from engine.queue.lanes import JobState, Lanes, PutRequest
 from engine.queue.replay import MAGIC, encode_head, frame, read_head
 from engine.queue.slices import Header, open_slice
 from policy import keyspace
-from policy.drains import read_events
 from policy.events import Event, Kind
 from policy.fence import Fence, RunNotCleared, StoreOlder
 from policy.instants import week_of
 from policy.keys import Keyring
 from policy.ledger import JobStatus, Reader
 from policy.schema import open_store, upgrade
+from policy.streams import read_events
 from policy.valkey import call, connect
 from policy.vitals import read_all
 from tests.world.mail import MailWorld, job, mail_world, rows

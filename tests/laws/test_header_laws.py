@@ -107,3 +107,56 @@ def test_relaxed_is_what_dkimpy_makes_of_it(write: Callable[[str], bytes], text:
     [(canonical_name, canonical_value)] = Relaxed.canonicalize_headers([(name, value)])
 
     assert headers.relaxed(field) == canonical_name + b":" + canonical_value
+
+
+PREPARED: list[tuple[Callable[[str], headers.Both], Callable[[str], bytes]]] = [
+    (headers.Prepared("Subject").text, lambda text: headers.unstructured("Subject", text)),
+    (lambda text: headers.Prepared("To").address("", text), lambda text: headers.mailbox("To", [("", text)])),
+    (lambda text: headers.Prepared("To").address(text, "a@b.c"), lambda text: headers.mailbox("To", [(text, "a@b.c")])),
+    (lambda text: headers.Prepared("L-U").uris([text]), lambda text: headers.uri_list("L-U", [text])),
+    (lambda text: headers.Prepared("L-U").uris([text, "m:b"]), lambda text: headers.uri_list("L-U", [text, "m:b"])),
+    (lambda text: headers.Prepared("L-U").uris([]), lambda text: headers.uri_list("L-U", [])),
+]
+LIKELY = st.sampled_from(
+    [
+        "a b",
+        "x" * 67,
+        "x" * 68,
+        "w " * 33 + "w",
+        "=?",
+        "a  b",
+        "joe@example.com",
+        "https://x.example/u/" + "a" * 56,
+        "a@" + "b" * 318,
+        "a@" + "b" * 319,
+        "https://" + "x" * 892,
+        "https://" + "x" * 893,
+        "",
+        "Zoë",
+    ]
+)
+
+
+@given(st.sampled_from(PREPARED), ANY | LIKELY)
+def test_what_goes_out_at_once_is_what_the_writer_says(
+    case: tuple[Callable[[str], headers.Both], Callable[[str], bytes]], text: str
+) -> None:
+    prepared, write = case
+    try:
+        field = write(text)
+    except headers.HeaderError as error:
+        with pytest.raises(headers.HeaderError, match=re.escape(str(error))):
+            prepared(text)
+        return
+    assert prepared(text) == (field, headers.relaxed(field))
+
+
+@given(ANY)
+def test_a_message_id_ends_well_or_not_at_all(domain: str) -> None:
+    try:
+        end = headers.id_end(domain)
+    except headers.HeaderError:
+        return
+    field = b"Message-ID: <5.7" + end
+    assert headers.finished("Message-ID", field) == field
+    assert headers.relaxed(field) == b"message-id:<5.7" + end

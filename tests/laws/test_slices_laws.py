@@ -37,6 +37,21 @@ def test_cutting_keeps_every_row_once_in_order_and_within_bounds(sizes: list[int
     assert ranges == slices.cut(list(sizes))
 
 
+@given(st.lists(st.tuples(st.integers(1, 64), st.sampled_from((0, 5, 300, 3_000, 40_000))), max_size=200))
+def test_packing_cuts_where_cutting_by_weight_does(sizes: list[tuple[int, int]]) -> None:
+    """packed(contents) has the ranges of cut_rows, and each is the contents of these rows."""
+    rows = [Row("x" * local, 1, 2, 3, 3, ["y" * value]) for local, value in sizes]
+
+    made = slices.packed(Contents("example.test", ["name"], rows))
+
+    assert [(start, end) for start, end, _ in made] == slices.cut_rows(rows)
+    for start, end, data in made:
+        whole = slices.build_packed(KEY, 1, 1, 0, "l" * 11, end - start, data, expires_at=1)
+        opened = slices.open_slice({1: KEY}, 0, whole)
+        assert not isinstance(opened, Lost)
+        assert opened[1] == Contents("example.test", ["name"], rows[start:end])
+
+
 @given(CONTENTS, st.integers(0, 2**40 - 1), st.integers(0, 63), st.integers(0, 2**16 - 1), st.integers(0, 2**53))
 def test_what_is_sealed_is_opened(contents: Contents, job: int, partition: int, week: int, expires_at: int) -> None:
     """open(build(x)) is x, header included."""

@@ -6,11 +6,12 @@ import random
 import re
 from collections.abc import Callable
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.smtp.dialogue import Dialogue
-from engine.smtp.lines import LocalError, commands, mail, rcpt, stuffed
+from engine.smtp.lines import LocalError, body, commands, flight, mail, rcpt, stuffed
 from engine.smtp.words import (
     AddressRefused,
     Closed,
@@ -228,12 +229,48 @@ def test_no_text_becomes_two_commands(sender: str, recipient: str) -> None:
         message = Outbound(None, sender, recipient, b"\r\n")
     except AddressRefused:
         return
+    assert flight(message, {"SIZE": ""}) == commands(mail(message, {"SIZE": ""}), rcpt(message), "DATA")
     line = commands(mail(message, {}), rcpt(message))
     assert line.count(b"\r\n") == 2
     assert line.count(b"<") == line.count(b">") == 2
     for address in (message.sender, message.recipient):
         assert not set(address) & set("<>\r\n\0\t")
         assert address.isprintable()
+
+
+@LAW
+@given(NEARLY_ADDRESSES, NEARLY_ADDRESSES)
+def test_a_flight_is_the_commands_it_is_made_of_whatever_became_of_the_addresses(sender: str, recipient: str) -> None:
+    """Law 3: the two places that write commands write the same, and refuse the same."""
+    message = Outbound(None, "a@us", "x@them", b"\r\n")
+    message.sender, message.recipient = sender, recipient
+    try:
+        wanted = commands(mail(message, {}), rcpt(message), "DATA")
+    except LocalError:
+        with pytest.raises(LocalError):
+            flight(message, {})
+        return
+    assert flight(message, {}) == wanted
+
+
+@pytest.mark.parametrize("long", [64, 65, 600])
+@pytest.mark.parametrize("far", [60, 189, 190, 255, 600])
+def test_an_address_is_as_long_as_the_rfc_allows(long: int, far: int) -> None:
+    address = f"{'a' * long}@{'b' * far}"
+    if long <= 64 and long + 1 + far <= 254:
+        Outbound(None, address, address, b"\r\n")
+        return
+    with pytest.raises(AddressRefused):
+        Outbound(None, address, "x@them", b"\r\n")
+
+
+@LAW
+@given(st.lists(st.sampled_from([b"\r\n", b".", b"a"])).map(lambda parts: b"".join(parts) + b"\r\n"), st.booleans())
+def test_only_what_the_composer_made_goes_out_unsearched(data: bytes, proven: bool) -> None:
+    """Law 3: `proven` is the composer's word that no line begins with a dot, which its own laws check."""
+    is_dotted = data.startswith(b".") or b"\n." in data
+    assert body(Outbound(None, "", "x@them", data, proven=proven)) == (data if proven else stuffed(data))
+    assert is_dotted or stuffed(data) is data
 
 
 @LAW

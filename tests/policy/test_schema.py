@@ -11,7 +11,9 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import JSON, Engine, func, insert, select, text
 from sqlalchemy.dialects import postgresql
@@ -21,6 +23,10 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from policy import schema
 from tests.policy.stores import policy_store, url_of
 
+ACCOUNT = {
+    "name": "acme", "display_name": "", "postal_address": "", "website": "", "privacy_url": "", "state": "active",
+    "opens_mode": 3, "clicks_mode": 3, "created": 1,
+}  # fmt: skip
 CLASSES = {f"R{number}" for number in range(9)}
 
 
@@ -89,6 +95,45 @@ def test_upgrading_again_changes_nothing_and_keeps_rows(tmp_path: Path) -> None:
         assert connection.execute(select(schema.cursor.c.last_id)).scalar() == "1-1"
 
 
+def test_what_is_asked_of_large_tables_is_found_by_an_index(store: Engine) -> None:
+    """Each index costs every row a random page, so there are few, and each question has to fit one."""
+    questions = {
+        "select number from subject where account = 1 and tag in (x'00', x'01')": "account=? AND tag=?",
+        "select mref from message where day = 20000 and pseudonym in (1, 2)": "day=? AND pseudonym=?",
+        "select mref from message where day < 20000": "day<?",
+        "select kind from message where job = 1 and mref = 2": "job=? AND mref=?",
+    }
+    with store.connect() as connection:
+        for question, how in questions.items():
+            plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {question}")]
+            assert any("INDEX" in step and f"({how})" in step for step in plan), (question, plan)
+            assert not any(step.startswith(("SCAN subject", "SCAN message")) for step in plan), (question, plan)
+
+
+def test_an_older_store_loses_its_indexes_and_none_of_its_rows(tmp_path: Path) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(schema.__file__).with_name("migrations")))
+    config.set_main_option("path_separator", "os")
+    engine = schema.open_store(url_of(tmp_path), writer=True)
+    values = {name: b"" if name in ("tag", "address", "key") else 1 for name in schema.subject.c.keys()}  # noqa: SIM118
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        connection.execute(insert(schema.account).values(number=1, **ACCOUNT))
+        connection.execute(insert(schema.subject).values(values))
+    names = text("select name from sqlite_master where type = 'index' and name like 'ix_%' and tbl_name in"
+                 " ('subject', 'message') order by name")  # fmt: skip
+    with engine.begin() as connection:
+        assert list(connection.scalars(names)) == [
+            "ix_message_day", "ix_message_pseudonym", "ix_subject_kek_id", "ix_subject_tag",
+        ]  # fmt: skip
+    schema.upgrade(engine)
+    with engine.begin() as connection:
+        assert list(connection.scalars(names)) == ["ix_message_day_pseudonym"]
+        assert connection.execute(select(func.count()).select_from(schema.subject)).scalar() == 1
+    engine.dispose()
+
+
 def test_every_table_is_spelled_for_postgresql_too() -> None:
     """No PostgreSQL server runs in these tests: the statements must at least compile and keep 64-bit numbers 64-bit."""
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's dialect classes carry no types
@@ -108,6 +153,7 @@ def test_the_writer_is_durable_and_wipes_what_it_deletes(store: Engine) -> None:
         "secure_delete": 1,
         "foreign_keys": 1,
         "wal_autocheckpoint": 16384,
+        "temp_store": 2,  # memory: no page of this database in a temporary file
     }
     with store.connect() as connection:
         for name, value in pragmas.items():

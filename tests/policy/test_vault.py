@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Connection, Engine, delete, func, select, update
+from sqlalchemy import Connection, Engine, delete, event, func, select, update
 
 from policy import accounts, vault
 from policy.keys import Keyring, ensure_week
@@ -157,3 +158,39 @@ def test_a_reader_finds_people_too(store: Engine, keyring: Keyring, tmp_path: Pa
     assert subject.address == "bob@example.com"
     assert "bob" not in repr(subject)
     assert repr(subject.key) not in repr(subject)
+
+
+def test_people_made_together_share_no_randomness(conn: Connection, keyring: Keyring, account: int) -> None:
+    """Their randomness is drawn at once: no number, key or nonce may stand in two rows, nor in one row twice."""
+    people = [(bytes([n]) * 12, n % 64, f"person.{n}@example.com") for n in range(50)]
+    people += people[:10]  # twice in one audience: the same person
+    answers = vault.resolve(conn, keyring, account, people, WEEK, NOW)
+    assert answers[50:] == answers[:10]
+    rows = conn.execute(select(table)).all()
+    assert len(rows) == 50
+    subjects = [vault.get(conn, keyring, row.number) for row in rows]
+    assert {subject.address for subject in subjects if subject is not None} == {address for _, _, address in people}
+    parts = [part for row in rows for part in (row.address[:12], row.key[:12], row.number.to_bytes(8, "big"))]
+    parts += [subject.key[at : at + 8] for subject in subjects if subject is not None for at in range(0, 32, 8)]
+    assert len(set(parts)) == len(parts) == 50 * 7
+
+
+def test_a_person_is_found_at_every_account(conn: Connection, keyring: Keyring) -> None:
+    numbers = [accounts.add(conn, f"shop-{n}", display_name="", now=NOW).number for n in range(3)]
+    tag = b"t" * 12
+    for number in numbers[::2]:
+        vault.resolve(conn, keyring, number, [(tag, 1, "ada@one.example"), (b"u" * 12, 2, "b@two.example")], WEEK, NOW)
+    asked: list[tuple[str, Any]] = []
+
+    @event.listens_for(conn, "before_cursor_execute")
+    def hear(_c: object, _k: object, statement: str, parameters: Any, _x: object, _m: object) -> None:
+        asked.append((statement, parameters))
+
+    found = vault.find(conn, keyring, tag)
+    event.remove(conn, "before_cursor_execute", hear)
+    assert [(subject.account, subject.address) for subject in found] == [
+        (number, "ada@one.example") for number in numbers[::2]
+    ]
+    [(statement, parameters)] = asked
+    plan = [row[3] for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    assert any("INDEX" in step and "(account=? AND tag=?)" in step for step in plan), plan  # no walk through a million

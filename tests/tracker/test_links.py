@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from policy.gate import Mode
-from tracker.links import HitToken, Links, OptOut
+from tracker.links import Base32, HitToken, Links, OptOut
 
 KEY = bytes(range(32))
 TAG = bytes(range(100, 112))
@@ -137,3 +140,10 @@ def test_keys_are_checked_and_not_shown() -> None:
     with pytest.raises(ValueError, match="0 to 255"):
         Links({256: KEY}, 256, URL)
     assert KEY.hex() not in repr(Links({1: KEY}, 1, URL))
+
+
+@given(st.sampled_from([5, 25, 35]), st.data())
+def test_base32_is_the_librarys(octets: int, data: st.DataObject) -> None:
+    raw = data.draw(st.binary(min_size=octets, max_size=octets))
+
+    assert Base32(octets)(raw) == base64.b32encode(raw).decode("ascii").lower()
