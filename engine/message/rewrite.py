@@ -23,7 +23,7 @@ from __future__ import annotations
 import bisect
 import html
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from engine.message import contexts, template
@@ -123,10 +123,25 @@ def _mask(tokens: list[Token]) -> tuple[str, list[_Span]]:
     return "".join(pieces), spans
 
 
+# html.parser gives up here: it takes all that follows for text, so links and contexts behind it would go unseen.
+_BROKEN_REFERENCE = re.compile(r"&#(?!(?:[0-9]+|[xX][0-9a-fA-F]+)[^0-9a-fA-F])")
+
+
+def _line_at(spans: Sequence[_Span], place: int) -> int:
+    """The line of the source in which this place of the masked markup lies."""
+    span = next(span for span in spans if span.start <= place < span.end)
+    return span.token.line + span.token.text.count("\n", 0, place - span.start)
+
+
 def lay_out(tokens: list[Token], *, footer: Callable[[set[str]], str] | None = None) -> Layout:
     """Reads the HTML. footer: given the provided variables a reader can see, answers the source to put before the
     body's end ("" for none); it is laid out like the rest."""
     masked, spans = _mask(tokens)
+    broken = [found.start() for found in _BROKEN_REFERENCE.finditer(masked)]
+    if broken:
+        message = "a character reference (&#) without its number and semicolon"
+        lines = dict.fromkeys(_line_at(spans, at) for at in broken)
+        return Layout(faults=[Fault(line, message, "end it with a semicolon, or write &amp;#") for line in lines])
     walk = Walk(masked)
     layout = Layout()
     if walk.unclosed:

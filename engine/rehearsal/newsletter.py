@@ -87,7 +87,7 @@ def html() -> str:
       month, doors open at half past six, seats are kept until seven; bring a book you would lend to {{{{ name }}}}.
     </td>
   </tr>"""
-        for n in range(1, 17)
+        for n in range(1, 8)
     )
     return f"""<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN" "http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">
 <html xmlns="http://www.w3.org/1999/xhtml" lang="en">

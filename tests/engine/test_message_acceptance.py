@@ -121,6 +121,11 @@ def test_the_text_part_is_looked_at_too() -> None:
         ('<a href="javascript:{{ code }}">x</a>', "javascript:"),
         ('<a href="data:text/html,{{ code }}">x</a>', "data:"),
         ('<a href=" java&#115;cript:{{ code }}">x</a>', "javascript:"),
+        # what stands behind these would be taken for text, whatever it is
+        ('<p>a&#38a</p>\n<a href="javascript:{{ code }}">x</a>', "line 1: a character reference"),
+        ('<p>a</p>\n<p>R&#D</p><script>var a="{{ code }}"</script>', "line 2: a character reference"),
+        ("<p>&#{{ code }};</p>", "a character reference"),
+        ("<p>&#xg;</p>", "a character reference"),
         ('<p>x</p><a href="https://x.example', "inside a tag"),
         ("<p>x</p><!-- never closed", "inside a tag"),
         ("<style>a{}", "inside a tag"),
@@ -146,7 +151,7 @@ def test_what_html_may_hold() -> None:
         page(
             '<a href="https://x.example/{{ code }}?c={{ code }}#{{ code }}" title="{{ name }}">{{ name|title }}</a>'
             '<a href="mailto:{{ code }}@shop.example">m</a><a href="{{ unsubscribe_url }}">u</a>'
-            "<style>{% if vip %}a{color:red}{% endif %}</style><!-- {{ name }} -->"
+            "<style>{% if vip %}a{color:red}{% endif %}</style><!-- {{ name }} -->&#38;&#x26;&#38 &amp;#"
             '<td {% if vip %}class="a"{% endif %}>{% for i in range(3) %}{{ loop.index }}{% endfor %}</td>'
         )
         == []
