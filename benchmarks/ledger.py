@@ -15,7 +15,8 @@ Lag is measured from outside, five times a second: Redis TIME against the id of 
 committed is trimmed); `metric_lag_max` is what the writer says of it itself. CPU is process time of the writer and of
 the server, so other load on the machine does not count; events a second and lag are wall time and do drift with it.
 
---bar: exit code 1 unless 10,000 events a second were taken and nobody waited for five seconds.
+--bar: exit code 1 unless 10,000 events a second were taken (with --rate: fed, and all of it taken in the end) and
+nobody waited for five seconds.
 """
 
 from __future__ import annotations
@@ -67,9 +68,16 @@ def _references(count: int) -> list[int]:
 
 
 def prefill(url: str, rows: int, days: int, now: int, say: Say) -> int:
-    """Rows as the drains leave them, jobs in order of their days; the number of the first job that is free."""
+    """Rows as the drains leave them, jobs in order of their days; the number of the first job that is free.
+
+    Indexes are there from the first row on, as in life. What only a power cut or a thief could tell is off meanwhile
+    (syncs, wiping of free pages): the writer that is measured opens the file anew, with both."""
     engine = open_store(url, writer=True)
     upgrade(engine)
+    with engine.connect() as conn:
+        conn.exec_driver_sql("COMMIT")
+        conn.exec_driver_sql("PRAGMA synchronous=OFF")
+        conn.exec_driver_sql("PRAGMA secure_delete=OFF")
     columns = "job, mref, kind, reason, domain, code, enhanced, attempts, at, day, pseudonym, tag_sealed, tls, note"
     sql = statements.insert("sqlite", "message", columns)
     jobs = -(-rows // _JOB_ROWS)
@@ -274,8 +282,15 @@ async def measure(folder: Path, rows: int, seconds: float, rate: float, days: in
         "transactions": int(transactions),
         "bytes_per_event": round((_bytes(database) - before) / total, 1),
         "wal_mib": round(wal / (1 << 20), 1),
-        "bar_met": taken / took >= BAR_RATE and lags[-1] < BAR_LAG and rows >= 5_000_000 and seconds >= 60,
+        "fed_per_second": round(total / took, 1),
+        "bar_met": _meets(total / took if rate else taken / took, max(lags[-1], rest), rows, seconds),
     }
+
+
+def _meets(rate: float, lag: float, rows: int, seconds: float) -> bool:
+    """rate: what was taken; where a rate was asked for, what was fed, for no more than that can be taken, and the lag
+    says whether it was. lag: the longest, that of what waited at the end too."""
+    return rate >= BAR_RATE and lag < BAR_LAG and rows >= 5_000_000 and seconds >= 60
 
 
 def main() -> int:

@@ -321,6 +321,9 @@ class EngineSettings(_Described, BaseSettings):
     allow_private_targets: bool = Field(default=False)
     """Connect to loopback and private addresses that DNS names. Off: a hostile MX record must not make us talk to our
     own network (faults 3.2). Routes are not affected."""
+    mx_port: int = Field(default=25, ge=1, le=65535)
+    """TCP port of the hosts that DNS names. 25 (RFC 5321 2.3.4); another one only for rehearsals, which may not listen
+    there."""
     smarthost: Smarthost = Field(default_factory=Smarthost)
     """Deliver everything through one server."""
     dkim: dict[str, DkimKey] = Field(default_factory=dict)

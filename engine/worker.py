@@ -16,7 +16,8 @@ A second SIGTERM drops the connections: what is behind its dot is in doubt and r
 
 Worker 0 also replays the journals of workers that are no longer started here (fewer workers than before).
 
-Keys are read again within a second of a change of their folder, and every minute whatever its date says.
+Keys are read again within a second of a change of their folder, and every minute whatever its date says; DKIM keys
+within a second of a change of their files (`SigningKeys`).
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from engine.delivery.presence import Presence, home_of
 from engine.delivery.reclaiming import Reclaiming
 from engine.delivery.replay import Tools
 from engine.delivery.site import Resolver, Site
+from engine.message import Signer
 from engine.message.multibuffer import Unavailable, open_library
 from engine.queue import pace, schedule
 from engine.queue.epoch import Epoch
@@ -112,6 +114,41 @@ class Keys:
             return self._folder.stat().st_mtime_ns
         except OSError:
             return -1
+
+
+class SigningKeys:
+    """The DKIM keys of the settings, and whether they are others than last time: selectors are rotated by putting
+    files into ``keys_dir/dkim`` (mail-standards 2.3), without a restart."""
+
+    def __init__(self, settings: EngineSettings, keys_dir: Path) -> None:
+        self._settings = settings
+        self._keys_dir = keys_dir
+        self._seen = self._state()
+
+    def load(self) -> dict[str, list[Signer]]:
+        """Blocking: 40 ms a key. Raises ValueError, OSError."""
+        return load_signers(dkim_files(self._settings, self._keys_dir), self._settings.signing.implementation)
+
+    async def follow(self, campaigns: Campaigns) -> None:
+        """Until cancelled. What fails (a file that is half written) is tried again at the next look."""
+        while True:
+            await asyncio.sleep(KEYS_LOOK_SECONDS)
+            seen = await asyncio.to_thread(self._state)
+            if seen != self._seen and await campaigns.reload_signers(self.load):
+                self._seen = seen
+                log.info("DKIM keys were read again")
+
+    def _state(self) -> list[tuple[str, int, int]]:
+        """(name, time of change, size) of every key file."""
+        configured = [
+            Path(name) for key in self._settings.dkim.values() for name in (key.rsa_key, key.ed25519_key) if name
+        ]
+        found = []
+        for path in [*sorted((self._keys_dir / "dkim").glob("*.pem")), *configured]:
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                found.append((str(path), status.st_mtime_ns, status.st_size))
+        return found
 
 
 def retry_plan(settings: EngineSettings) -> schedule.Retry:
@@ -206,15 +243,15 @@ async def _work(index: int, policy: PolicySettings, settings: EngineSettings) ->
     try:
         if not await arrival.unless_older(fence, arrival.reached(redis, epoch)):
             return STORE_OLDER
-        signers = await asyncio.to_thread(
-            load_signers, dkim_files(settings, policy.keys_dir), settings.signing.implementation
-        )
+        signing = SigningKeys(settings, policy.keys_dir)
+        signers = await asyncio.to_thread(signing.load)
         campaigns = Campaigns(reader, keys, signers, public_url=policy.public_url, bounce_domain=policy.bounce_domain)
         journal = await arrival.own_journal(journals / str(index), holder, epoch)
         following = asyncio.create_task(epoch.follow(journal.ledgered), name="epoch")
         home = home_of(policy.data_dir)
         presence = Presence(redis, holder, home)
         saying = asyncio.create_task(presence.run(), name="presence")
+        rotating = asyncio.create_task(signing.follow(campaigns), name="signing keys")
         try:
             tools = Tools(redis, lanes, campaigns, keys(), retry_plan(settings), epoch.now_us(), jitter, epoch)
             heir = partial(inherit, redis, holder)
@@ -257,7 +294,7 @@ async def _work(index: int, policy: PolicySettings, settings: EngineSettings) ->
                 writer=writer,
                 engine=store,
                 keyring=keys,
-                signing_domains=lambda: signers.keys(),
+                signing_domains=lambda: campaigns.signing_domains,
                 consumer=holder,
                 life={"campaign": settings.expiry.campaign, "transactional": settings.expiry.transactional},
                 limits=IntakeLimits(
@@ -278,7 +315,7 @@ async def _work(index: int, policy: PolicySettings, settings: EngineSettings) ->
             begun.set()
             return await _both(courier, intake, keys, presence, fence, stopped, hurry, settings)
         finally:
-            await ended([saying, following])
+            await ended([saying, following, rotating])
             await presence.leave()
             with contextlib.suppress(JournalBroken):
                 await journal.close()

@@ -12,20 +12,12 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Table, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, Table, insert, select, update
 
-from policy import schema
+from policy import schema, statements
 
 # Names travel in configuration, logs, Feedback-ID (no colon) and List-Id (RFC 2919: dot-atom text).
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
-
-
-# asked for every job: built once
-_BY_NAME: Final = select(schema.account).where(schema.account.c.name == bindparam("wanted"))
-_NUMBERED: Final = {
-    table.name: select(table.c.number).where(table.c.account == bindparam("of"), table.c.name == bindparam("wanted"))
-    for table in (schema.list_, schema.topic)
-}
 
 
 class AccountError(ValueError):
@@ -50,6 +42,10 @@ class Account:
     @property
     def is_frozen(self) -> bool:
         return self.state != "active"
+
+
+# asked for every job, so it is a text for the driver
+_BY_NAME: Final = f"SELECT {', '.join(Account.__dataclass_fields__)} FROM account WHERE name = "
 
 
 def is_name(text: str) -> bool:
@@ -93,8 +89,8 @@ def add(
 
 
 def get(conn: Connection, name: str) -> Account | None:
-    row = conn.execute(_BY_NAME, {"wanted": name}).one_or_none()
-    return None if row is None else _account(row)
+    row = conn.exec_driver_sql(_BY_NAME + statements.mark(conn.dialect.name), (name,)).one_or_none()
+    return None if row is None else Account(*row)
 
 
 def by_number(conn: Connection, number: int) -> Account | None:
@@ -129,7 +125,9 @@ def topic_number(conn: Connection, account: int, name: str, display_name: str = 
 def _number(conn: Connection, table: Table, account: int, name: str, display_name: str) -> int:
     if not is_name(name):
         raise AccountError(f"{name!r} is not a name for a {table.name}: 1 to 64 of A-Z a-z 0-9 . _ -")
-    number = conn.execute(_NUMBERED[table.name], {"of": account, "wanted": name}).scalar()
+    one = statements.mark(conn.dialect.name)
+    asked = f"SELECT number FROM {table.name} WHERE account = {one} AND name = {one}"
+    number: Any = conn.exec_driver_sql(asked, (account, name)).scalar()
     if number is None:
         made = conn.execute(insert(table).values(account=account, name=name, display_name=display_name or name))
         assert made.inserted_primary_key is not None

@@ -6,7 +6,7 @@ intake has ended, and at the latest every `clear_seconds` while it goes on. `Int
 
     `IntakeClearing.look`   every second: watch the intake stream, ask for BGREWRITEAOF, check that it succeeded
     `turn_keys`             every hour: this week's keys made, slice keys of long ago destroyed (decision 3)
-    `free_jobs`             jobs that are done leave no key in any partition
+    `free_jobs`             jobs that are over leave no key in any partition; `free_places`: where they have some
 
 Known limits: a server that refuses BGREWRITEAOF (some managed ones) is reported by the metric growing and one log line.
 What the file system keeps of the old file's blocks is the disk's business (encrypt it).
@@ -15,7 +15,7 @@ What the file system keeps of the old file's blocks is the disk's business (encr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -185,6 +185,40 @@ async def free_jobs(redis_client: Client, numbers: Sequence[int]) -> None:
                 for first in range(0, len(keys), _KEYS_AT_ONCE):
                     pipe.unlink(*keys[first : first + _KEYS_AT_ONCE])
                 pipe.execute_command("SREM", keyspace.halts(partition), *words)
+            pipe.unlink(*[keyspace.stream_of_chunks(number) for number in some])
+            await pipe.execute()
+
+
+# what a partition holds of jobs: fingerprints in as many buckets as its share said, marks, state
+_FREE: Final = """
+for _, number in ipairs(ARGV) do
+  local state = KEYS[1] .. 'j:' .. number
+  local keys = {state, KEYS[1] .. 'w:' .. number}
+  for bucket = 0, tonumber(redis.call('HGET', state, 'nb') or '1') - 1 do
+    keys[#keys + 1] = KEYS[1] .. 'u:' .. number .. ':' .. bucket
+  end
+  redis.call('UNLINK', unpack(keys))
+end
+return #ARGV
+"""
+
+
+async def free_places(redis_client: Client, places: Mapping[int, int]) -> None:
+    """Delete every key of jobs that are over and never were halted, where it is known in which partitions they have
+    keys. places: by job, one bit a partition. A job of one recipient has one; to look into all 64 took 700 us of our
+    CPU and 200 us of the server's. Repeats do nothing."""
+    numbers = list(places)
+    for start in range(0, len(numbers), _FREED_AT_ONCE):
+        some = numbers[start : start + _FREED_AT_ONCE]
+        here: dict[int, list[int]] = {}
+        for number in some:
+            mask = places[number]
+            while mask:
+                here.setdefault((mask & -mask).bit_length() - 1, []).append(number)
+                mask &= mask - 1
+        async with redis_client.pipeline(transaction=False) as pipe:
+            for partition, held in here.items():
+                pipe.eval(_FREE, 1, keyspace.prefix(partition), *held)
             pipe.unlink(*[keyspace.stream_of_chunks(number) for number in some])
             await pipe.execute()
 

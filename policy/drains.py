@@ -31,7 +31,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import Connection, delete, select, update
 
-from policy import statements
+from policy import keyspace, statements
 from policy.events import TERMINAL, Batch, Hit, Kind, Reason
 from policy.gate import Mode
 from policy.instants import DAY_US, HOUR_US
@@ -46,6 +46,7 @@ _ATTEMPTS_A_CHUNK: Final = 1 << 16
 _TERMINAL: Final = frozenset(int(kind) for kind in TERMINAL)
 _REFUSED: Final = int(Kind.REFUSED)
 _DUPLICATE: Final = int(Reason.DUPLICATE)
+_BITS: Final = {keyspace.events(partition): 1 << partition for partition in range(keyspace.PARTITIONS)}
 
 
 class _Statements:
@@ -85,9 +86,11 @@ class _Statements:
 
 @dataclass(slots=True)
 class Recorded:
-    """What a transaction added: terminal rows a job, events seen, events folded away because known."""
+    """What a transaction added: terminal rows a job, events seen, events folded away because known. places: the
+    partitions its jobs' events came from, one bit each."""
 
     terminal: dict[int, int]
+    places: dict[int, int]
     events: int = 0
     folded: int = 0
 
@@ -109,14 +112,16 @@ class EventBook:
         messages: list[tuple[Any, ...]] = []
         histories: list[tuple[Any, ...]] = []
         last: dict[str, str] = {}
+        places: dict[int, int] = defaultdict(int)
         # one draw for all: the system call costs as much as a row's other work, and most batches hold one or two
         nonces = os.urandom(_NONCE * sum(len(batch.events) for _, _, batch in items))
         drawn = 0
         for stream, identity, batch in items:
             last[stream] = identity
+            places[batch.job] |= _BITS.get(stream, 0)
             self._rows(batch, numbers[batch.domain], messages, histories, nonces, drawn)
             drawn += _NONCE * len(batch.events)
-        recorded = Recorded(defaultdict(int), events=len(messages) + len(histories))
+        recorded = Recorded(defaultdict(int), places, events=len(messages) + len(histories))
         counts: dict[tuple[int, int, int, int], int] = defaultdict(int)
         for row in self._insert_messages(conn, messages, histories):
             counts[row[0], row[4], row[2], row[3]] += 1

@@ -15,6 +15,8 @@ Known limits: while something of a lost job is still on the lanes it cannot be t
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,7 +26,7 @@ from policy import accounts, audit, statements
 from policy.events import TERMINAL, Kind
 from policy.gate import Mode
 from policy.ledger import number_of
-from policy.schema import counter, history, job, job_chunk, job_view, message
+from policy.schema import counter, history, job, job_chunk, message
 from policy.store import mark
 from policy.transitions import JOB_ENDED, JOB_MOVES
 from policy.wire import Accepted, JobRecord
@@ -32,33 +34,16 @@ from policy.wire import Accepted, JobRecord
 ENDED: Final = JOB_ENDED
 LOST: Final = "lost"
 _TERMINAL: Final = sorted(int(kind) for kind in TERMINAL)
+_MANY: Final = 256  # jobs a statement
 
 
-# Built once: a transactional burst is thousands of small jobs, and putting a statement together costs more than SQLite
-# needs to run it (policy share of a job of one recipient: 4 statements at 50 to 100 us each).
-_OFFERED: Final = select(job).where(job.c.account == bindparam("holder"), job.c.job_id == bindparam("id"))
+# A transactional burst is thousands of small jobs, and putting a statement together costs more than SQLite needs to run
+# it (50 to 100 us each). So they are built once, and those of every job are texts for the driver (policy.statements).
 _ROW: Final = select(job).where(job.c.number == bindparam("of"))
-_STATE: Final = select(job.c.state).where(job.c.number == bindparam("of"))
 _CHUNK: Final = select(job_chunk.c.hash).where(
     job_chunk.c.job == bindparam("of"), job_chunk.c.number == bindparam("place")
 )
-_ENTER: Final = insert(job)
 _ENTER_CHUNK: Final = insert(job_chunk)
-_EXPANDED: Final = (
-    update(job)
-    .where(job.c.number == bindparam("of"))
-    .values(rows_submitted=bindparam("rows_submitted"), state=bindparam("state"))
-)
-_CHUNKS_EXPANDED: Final = (
-    update(job_chunk)
-    .where(job_chunk.c.job == bindparam("of"), job_chunk.c.expanded_at.is_(None))
-    .values(expanded_at=bindparam("expanded_at"))
-)
-_DONE: Final = (
-    update(job)
-    .where(job.c.number == bindparam("of"))
-    .values(state=bindparam("state"), done_at=func.coalesce(job.c.done_at, bindparam("now", type_=job.c.done_at.type)))
-)
 _TO_STATE: Final = update(job).where(job.c.number == bindparam("of")).values(state=bindparam("state"))
 _TO_STATE_BECAUSE: Final = _TO_STATE.values(reason=bindparam("reason"))
 
@@ -72,12 +57,12 @@ class Refused(Exception):
 
 
 def accept(conn: Connection, record: JobRecord, now: int) -> Accepted:
-    """Enter a job once. Everything in it is committed together: row, links, view. Answers the status LOST where
-    `reopen` may take it up again."""
+    """Enter a job once. Everything in it is committed together: row, links, view, its only entry. Answers the status
+    LOST where `reopen` may take it up again."""
     holder = accounts.get(conn, record.account)
     if holder is None:
         return Accepted("unknown-account")
-    known = conn.execute(_OFFERED, {"holder": holder.number, "id": record.job_id}).one_or_none()
+    known = _offered(conn, holder.number, record.job_id)
     if known is not None and known.hash != record.hash:
         return _accepted("conflict", known, holder)
     if known is not None and known.state != LOST:
@@ -88,11 +73,12 @@ def accept(conn: Connection, record: JobRecord, now: int) -> Accepted:
         if known.done_at is None:
             raise Refused("redis", "what is left of this lost job is being cleared away, offer it again in a while")
         return _accepted(LOST, known, holder)
+    state = "expanding" if record.entry_hash else "accepted"  # as `chunk` would leave it
     values: dict[str, Any] = {
         "account": holder.number,
         "job_id": record.job_id,
         "hash": record.hash,
-        "state": "accepted",
+        "state": state,
         "kind": record.kind,
         "list": accounts.list_number(
             conn, holder.number, record.list or "default"
@@ -113,17 +99,19 @@ def accept(conn: Connection, record: JobRecord, now: int) -> Accepted:
         "expires_at": record.expires_at or None,
         "chunks_expected": record.chunks_expected,
     }
-    made = conn.execute(_ENTER, values).inserted_primary_key
-    assert made is not None
-    number = int(made[0])
+    enter = functools.partial(statements.insert, conn.dialect.name)
+    made = conn.exec_driver_sql(f"{enter('job', ', '.join(values))} RETURNING number", tuple(values.values()))
+    number = int(made.scalar_one())
     mark(conn, number)
     if record.links:
         conn.exec_driver_sql(
-            statements.insert(conn.dialect.name, "link", "job, number, url"),
-            [(number, place, url) for place, url in enumerate(record.links)],
+            enter("link", "job, number, url"), [(number, place, url) for place, url in enumerate(record.links)]
         )
+    if record.entry_hash:
+        entry = number, 0, record.entry_hash, record.entry_rows
+        conn.exec_driver_sql(enter("job_chunk", "job, number, hash, rows"), entry)
     if record.view:
-        conn.execute(insert(job_view).values(job=number, html=record.view))
+        conn.exec_driver_sql(enter("job_view", "job, html"), (number, record.view))
     return Accepted(
         status="new",
         number=number,
@@ -132,10 +120,16 @@ def accept(conn: Connection, record: JobRecord, now: int) -> Accepted:
         topic=values["topic"] or 0,
         opens_mode=holder.opens_mode,
         clicks_mode=holder.clicks_mode,
-        state="accepted",
-        job_key=record.job_key,
-        payload=record.payload,
+        state=state,
+        has_entry=bool(record.entry_hash),
     )
+
+
+def _offered(conn: Connection, holder: int, job_id: str) -> Row[tuple[object, ...]] | None:
+    one = statements.mark(conn.dialect.name)
+    asked = f"SELECT number FROM job WHERE account = {one} AND job_id = {one}"
+    number = conn.exec_driver_sql(asked, (holder, job_id)).scalar()
+    return None if number is None else _row(conn, int(number))
 
 
 def _accepted(status: str, row: Row[tuple[object, ...]], holder: accounts.Account) -> Accepted:
@@ -171,15 +165,19 @@ def chunk(conn: Connection, number: int, index: int, digest: bytes, rows: int) -
 
 def expanded(conn: Connection, number: int, rows_submitted: int, now: int) -> None:
     """Every chunk is in the lanes. Repeats change nothing; another total is refused."""
-    row = _row(conn, number)
-    if row.rows_submitted is not None:
-        if row.rows_submitted != rows_submitted:
+    one = statements.mark(conn.dialect.name)
+    changed = (
+        f"UPDATE job SET rows_submitted = {one},"
+        " state = CASE WHEN state IN ('accepted', 'expanding') THEN 'sending' ELSE state END"
+        f" WHERE number = {one} AND rows_submitted IS NULL"
+    )
+    if conn.exec_driver_sql(changed, (rows_submitted, number)).rowcount == 0:
+        if _row(conn, number).rows_submitted != rows_submitted:
             raise Refused("conflict", "the job was expanded with another number of rows")
         return
-    state = "sending" if row.state in ("accepted", "expanding") else row.state
-    conn.execute(_EXPANDED, {"of": number, "rows_submitted": rows_submitted, "state": state})
     mark(conn, number)
-    conn.execute(_CHUNKS_EXPANDED, {"of": number, "expanded_at": now})
+    entries = f"UPDATE job_chunk SET expanded_at = {one} WHERE job = {one} AND expanded_at IS NULL"
+    conn.exec_driver_sql(entries, (now, number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,15 +223,35 @@ def _close(conn: Connection, number: int) -> int:
     return rows
 
 
-def finish(conn: Connection, number: int, now: int) -> str:
-    """The last row is in the ledger: done, unless it ended otherwise; the state it has now."""
-    state = conn.execute(_STATE, {"of": number}).scalar()
-    if state is None:
-        raise Refused("not-found", "no such job")
-    after = str(state) if state in ENDED else "done"
-    conn.execute(_DONE, {"of": number, "state": after, "now": now})
-    mark(conn, number)
-    return after
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """state: as it is now. was_free: as far as the ledger knows no word of it stands in a halt set (policy.halts): it
+    did not wait for its audience, and was neither paused nor ended by anybody. is_marked: its entries were marked in
+    its home partition; who has a single one needs no mark (engine.campaign.filling)."""
+
+    state: str
+    was_free: bool
+    is_marked: bool
+
+
+def finish(conn: Connection, numbers: Sequence[int], now: int) -> dict[int, Finished]:
+    """Their last row is in the ledger: done, unless they ended otherwise. Who is not told of is not kept."""
+    dialect = conn.dialect.name
+    found: dict[int, Finished] = {}
+    for start in range(0, len(numbers), _MANY):
+        some = tuple(numbers[start : start + _MANY])
+        among = statements.marks(dialect, len(some))
+        asked = f"SELECT number, state, wait, chunks_expected FROM job WHERE number IN ({among})"
+        for number, state, waits, chunks in conn.exec_driver_sql(asked, some):
+            after = state if state in ENDED else "done"
+            found[number] = Finished(after, state == "sending" and not waits, chunks != 1)
+    if found:
+        one = statements.mark(dialect)
+        changed = f"UPDATE job SET state = {one}, done_at = coalesce(done_at, {one}) WHERE number = {one}"
+        conn.exec_driver_sql(changed, [(told.state, now, number) for number, told in found.items()])
+    for number in found:
+        mark(conn, number)
+    return found
 
 
 def ended_rows(conn: Connection, number: int) -> int:
@@ -335,6 +353,16 @@ def overdue(conn: Connection, now: int) -> list[tuple[int, int]]:
         mark(conn, number)
         ended.append((number, int(rows)))
     return ended
+
+
+def next_overdue(conn: Connection) -> int | None:
+    """When `overdue` can find somebody next, as far as is known now; None: never."""
+    first: int | None = conn.execute(
+        select(func.min(job.c.expires_at)).where(
+            job.c.state.in_(("accepted", "expanding")), job.c.rows_submitted.is_(None)
+        )
+    ).scalar()
+    return first
 
 
 def _row(conn: Connection, number: int) -> Row[tuple[object, ...]]:

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, func, select
 
-from policy import accounts, halts, stories, suppression
+from policy import accounts, halts, statements, stories, suppression
 from policy.events import TERMINAL, Kind, Reason
 from policy.keys import Keyring
 from policy.schema import account, counter, cursor, domain, hit_counter, job, job_chunk, job_view, link, list_, message
@@ -99,6 +100,23 @@ class Report:
     status: JobStatus
     domains: list[tuple[str, str, str, int]]
     links: list[tuple[int, str, str, int, int]]
+
+
+_PAYLOAD_COLUMNS: Final = tuple(JobPayload.__dataclass_fields__)
+
+
+@cache
+def _payload_query(dialect: str) -> str:
+    named = {
+        "account_number": "j.account", "account": "a.name", "list_number": "coalesce(j.list, 0)",
+        "list_name": "coalesce(l.name, '')", "topic_number": "coalesce(j.topic, 0)",
+        "topic_name": "coalesce(t.name, '')",
+    }  # fmt: skip
+    columns = ", ".join(named.get(column, f"j.{column}") for column in _PAYLOAD_COLUMNS)
+    return (
+        f"SELECT {columns} FROM job j JOIN account a ON a.number = j.account LEFT JOIN list l ON l.number = j.list"
+        f" LEFT JOIN topic t ON t.number = j.topic WHERE j.number = {statements.mark(dialect)}"
+    )
 
 
 class Reader:
@@ -224,45 +242,14 @@ class Reader:
 
     def job_payload(self, number: int) -> JobPayload | None:
         """None: no such job."""
-        statement = (
-            select(
-                job,
-                account.c.name.label("account_name"),
-                list_.c.name.label("list_name"),
-                topic_table.c.name.label("topic_name"),
-            )
-            .join(account, account.c.number == job.c.account)
-            .outerjoin(list_, list_.c.number == job.c.list)
-            .outerjoin(topic_table, topic_table.c.number == job.c.topic)
-            .where(job.c.number == number)
-        )
+        # once a job and worker, however few recipients it has: a text for the driver, built once
         with self._engine.connect() as conn:
-            row = conn.execute(statement).one_or_none()
+            row = conn.exec_driver_sql(_payload_query(conn.dialect.name), (number,)).one_or_none()
         if row is None:
             return None
-        return JobPayload(
-            number=row.number,
-            account_number=row.account,
-            account=row.account_name,
-            job_id=row.job_id,
-            state=row.state,
-            kind=row.kind,
-            list_number=row.list or 0,
-            list_name=row.list_name or "",
-            topic_number=row.topic or 0,
-            topic_name=row.topic_name or "",
-            in_doubt=row.in_doubt,
-            priority=bool(row.priority),
-            wait=bool(row.wait),
-            opens_mode=row.opens_mode,
-            clicks_mode=row.clicks_mode,
-            created_at=row.created_at,
-            send_at=row.send_at,
-            expires_at=row.expires_at,
-            chunks_expected=row.chunks_expected,
-            payload=row.payload,
-            job_key=row.job_key,
-        )
+        values = dict(zip(_PAYLOAD_COLUMNS, row, strict=True))
+        values["priority"], values["wait"] = bool(values["priority"]), bool(values["wait"])
+        return JobPayload(**values)
 
     def accounted(self, number: int, mrefs: Sequence[int]) -> tuple[bool, set[int]]:
         """(whether the job is over, those of these references that reached a terminal state): what a worker asks

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, cast
 
 from sqlalchemy import Connection, select
@@ -34,7 +34,8 @@ _EVERYWHERE: Final = range(keyspace.PARTITIONS)
 
 
 class Operations:
-    """expanded_job(number, rows): told when a job's size is known. keyring and statistics are asked at each use."""
+    """sizes: told when the sizes (number, rows) of jobs are known; expires(at): a job's time ends then. keyring and
+    statistics are asked at each use."""
 
     def __init__(
         self,
@@ -43,7 +44,8 @@ class Operations:
         clock: Callable[[], int],
         *,
         keyring: Callable[[], Keyring],
-        expanded_job: Callable[[int, int], Awaitable[None]],
+        sizes: Callable[[Sequence[tuple[int, int]]], Awaitable[None]],
+        expires: Callable[[int], None],
         statistics: Callable[[], dict[str, Any]],
         losses: Losses,
     ) -> None:
@@ -51,7 +53,8 @@ class Operations:
         self.enforcement = enforcement
         self._clock = clock
         self._keyring = keyring
-        self._expanded_job = expanded_job
+        self._sizes = sizes
+        self._expires = expires
         self._statistics = statistics
         self._losses = losses
 
@@ -64,7 +67,12 @@ class Operations:
     async def op_accept_job(self, record: JobRecord) -> Accepted:
         accepted = await self.store.write(lambda conn: jobs.accept(conn, record, self._clock()))
         self._losses.touch(accepted.number)
-        return await self._losses.take_up(record) if accepted.status == jobs.LOST else accepted
+        if accepted.status == jobs.LOST:
+            accepted = await self._losses.take_up(record)
+            self._expires(0)
+        elif accepted.status == "new" and record.expires_at:
+            self._expires(record.expires_at)
+        return accepted
 
     async def op_chunk(self, job: int, number: int, hash: bytes, rows: int) -> str:
         self._losses.touch(job)
@@ -75,8 +83,18 @@ class Operations:
         return status
 
     async def op_expanded(self, job: int, rows_submitted: int) -> None:
-        await self.store.write(lambda conn: jobs.expanded(conn, job, rows_submitted, self._clock()))
-        await self._expanded_job(job, rows_submitted)
+        [refused] = await self.op_expanded_all([(job, rows_submitted)])
+        if refused:
+            raise Refused(*refused.split(": ", 1))
+
+    async def op_expanded_all(self, jobs: list[tuple[int, int]]) -> list[str]:
+        def work(conn: Connection) -> list[str]:
+            now = self._clock()
+            return [_expanded(conn, number, rows, now) for number, rows in jobs]
+
+        told = await self.store.write(work)
+        await self._sizes([one for one, refused in zip(jobs, told, strict=True) if not refused])
+        return told
 
     async def op_reject_note(self, account: str, job_id: str, reason: str) -> None:
         ref = f"job/{account[:64]}/{job_id[:128]}"
@@ -91,8 +109,9 @@ class Operations:
             return moved
 
         moved: jobs.Moved = await self.enforcement.apply(change)
+        self._expires(0)  # it may go on after its time
         if moved.rows is not None:  # cancelled before its last chunk came
-            await self._expanded_job(moved.number, moved.rows)
+            await self._sizes([(moved.number, moved.rows)])
         return moved.state
 
     async def op_halt_account(self, name: str, act: str, reason: str = "") -> Halted:
@@ -127,7 +146,7 @@ class Operations:
         told: Halted = await self.enforcement.apply(change)
         for moved in ended:
             if moved.rows is not None:
-                await self._expanded_job(moved.number, moved.rows)
+                await self._sizes([(moved.number, moved.rows)])
         return told
 
     async def op_halt_domain(self, domain: str, act: str, reason: str = "") -> Halted:
@@ -268,6 +287,15 @@ class Operations:
 
     async def op_topic_add(self, account: int, name: str) -> int:
         return await self.store.write(lambda conn: accounts.topic_number(conn, account, name))
+
+
+def _expanded(conn: Connection, number: int, rows: int, now: int) -> str:
+    """ "": done; else why not (nothing was written)."""
+    try:
+        jobs.expanded(conn, number, rows, now)
+    except Refused as error:
+        return f"{error.kind}: {error}"
+    return ""
 
 
 def _why(reason: str) -> str:

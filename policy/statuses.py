@@ -8,7 +8,9 @@ Laws:
 - no recipient: the key names nobody (policy.keyspace), and a text in which an address could stand is left out.
 
     `Changes`    1. `Store` says which jobs a transaction changed (`policy.store.mark`, in policy.jobs)
-                 2. one task reads them as they are now, a hundred at a time, and tells Redis in one pipeline
+                 2. one task reads them as they are now, a hundred at a time, and tells Redis in one command; the
+                    first change at once, then as many as gather in `_GATHER` seconds: in a burst a job changes three
+                    times in less, and is told once
     `refuse`     the intake's part: a command in the transaction that puts the refused entry away
 
 Fields: state, reason, rows, done_at, updated_at (microseconds), ``count:<terminal state>`` when the last row has ended;
@@ -22,6 +24,8 @@ start, for jobs under way and the hundred that ended last. A payload that does n
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -29,16 +33,16 @@ from typing import Any, Final
 import msgspec
 import redis.exceptions
 import structlog
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from policy import keyspace
+from policy import keyspace, statements
 from policy.events import TERMINAL, Kind
 from policy.instants import DAY_US
 from policy.logs import without_addresses
-from policy.schema import account, counter, job
+from policy.schema import job
 from policy.stories import word
-from policy.valkey import Client
+from policy.valkey import Client, call
 
 log = structlog.get_logger()
 
@@ -48,24 +52,35 @@ _MOST_BYTES: Final = 32 * 1024  # of problems; about all hundred, at the length 
 _MOST_TEXT: Final = 300
 _LEFT_OUT: Final = "(an address may stand in this: `sales-push jobs rejected` shows it)"
 _AT_ONCE: Final = 100
+_KINDS: Final = ", ".join(str(int(kind)) for kind in sorted(TERMINAL))
+_GATHER: Final = 0.2  # seconds from one round to the next
 
-# accepted_at, updated_at, state, reason, rows, done_at, then pairs of counts. A status that says so already keeps its
-# time; problems older than the acceptance belong to a submission before it.
+# ttl, then for each key accepted_at, updated_at, state, reason, rows, done_at, how many counts, and those by name. One
+# command for all: they share a slot. A status that says so already keeps its time; problems older than the acceptance
+# belong to a submission before it.
 _TELL: Final = """
-local ttl, accepted = ARGV[1], ARGV[2]
-local old = redis.call('HMGET', KEYS[1], 'state', 'reason', 'rows', 'done_at', 'refused_at')
-if old[1] == ARGV[4] and old[2] == ARGV[5] and old[3] == ARGV[6] and old[4] == ARGV[7] then return 0 end
-if old[5] and tonumber(old[5]) < tonumber(accepted) then
-  redis.call('HDEL', KEYS[1], 'problems', 'problems_total', 'refused_at')
+local ttl, at, told = ARGV[1], 2, 0
+for _, key in ipairs(KEYS) do
+  local accepted, state, reason, rows, over = ARGV[at], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
+  local counts = tonumber(ARGV[at + 6])
+  local old = redis.call('HMGET', key, 'state', 'reason', 'rows', 'done_at', 'refused_at')
+  if not (old[1] == state and old[2] == reason and old[3] == rows and old[4] == over) then
+    if old[5] and tonumber(old[5]) < tonumber(accepted) then
+      redis.call('HDEL', key, 'problems', 'problems_total', 'refused_at')
+    end
+    if old[4] and old[4] ~= '' then  -- it was over before: only then are there counts
+      for _, name in ipairs(redis.call('HKEYS', key)) do
+        if string.sub(name, 1, 6) == 'count:' then redis.call('HDEL', key, name) end
+      end
+    end
+    redis.call('HSET', key, 'updated_at', ARGV[at + 1], 'state', state, 'reason', reason, 'rows', rows, 'done_at', over)
+    for i = at + 7, at + 5 + 2 * counts, 2 do redis.call('HSET', key, 'count:' .. ARGV[i], ARGV[i + 1]) end
+    redis.call('PEXPIRE', key, ttl)
+    told = told + 1
+  end
+  at = at + 7 + 2 * counts
 end
-for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
-  if string.sub(name, 1, 6) == 'count:' then redis.call('HDEL', KEYS[1], name) end
-end
-redis.call('HSET', KEYS[1], 'updated_at', ARGV[3], 'state', ARGV[4], 'reason', ARGV[5], 'rows', ARGV[6],
-  'done_at', ARGV[7])
-for i = 8, #ARGV, 2 do redis.call('HSET', KEYS[1], 'count:' .. ARGV[i], ARGV[i + 1]) end
-redis.call('PEXPIRE', KEYS[1], ttl)
-return 1
+return told
 """
 _REFUSE: Final = """
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -123,21 +138,23 @@ class Standing:
 
 
 def standings(conn: Connection, numbers: Iterable[int]) -> list[Standing]:
-    asked = select(
-        job.c.number, job.c.job_id, job.c.state, job.c.reason, job.c.rows_submitted, job.c.accepted_at, job.c.done_at,
-        account.c.name,
-    )  # fmt: skip
-    asked = asked.join(account, account.c.number == job.c.account).where(job.c.number.in_(list(numbers)))
-    rows = conn.execute(asked).all()
-    over = [row.number for row in rows if row.done_at is not None]
-    counts: dict[int, dict[str, int]] = {}
-    sums = (
-        select(counter.c.job, counter.c.kind, func.sum(counter.c.n))
-        .where(counter.c.job.in_(over), counter.c.kind.in_(sorted(TERMINAL)))
-        .group_by(counter.c.job, counter.c.kind)
+    """Texts for the driver: in a burst this is asked for every job two or three times."""
+    some, dialect = tuple(numbers), conn.dialect.name
+    if not some:
+        return []
+    among = statements.marks(dialect, len(some))
+    found = conn.exec_driver_sql(
+        "SELECT j.number, a.name, j.job_id, j.state, j.reason, j.rows_submitted, j.accepted_at, j.done_at"
+        f" FROM job j JOIN account a ON a.number = j.account WHERE j.number IN ({among})",
+        some,
     )
-    for number, kind, n in conn.execute(sums):
-        counts.setdefault(number, {})[word(Kind, kind)] = int(n)
+    rows: list[Any] = list(found)
+    counts: dict[int, dict[str, int]] = {}
+    if over := tuple(row.number for row in rows if row.done_at is not None):
+        among = statements.marks(dialect, len(over))
+        sums = f"SELECT job, kind, sum(n) FROM counter WHERE job IN ({among}) AND kind IN ({_KINDS}) GROUP BY job, kind"
+        for number, kind, n in conn.exec_driver_sql(sums, over):
+            counts.setdefault(number, {})[word(Kind, kind)] = int(n)
     return [
         Standing(
             row.name, row.job_id, row.state, _safe(row.reason or "", ""), row.rows_submitted, row.accepted_at,
@@ -166,18 +183,20 @@ class Changes:
     redis: Client
     open_reader: Callable[[], Engine]
     clock: Callable[[], int]
-    waiting: set[int] = field(default_factory=set)
+    waiting: dict[int, None] = field(default_factory=dict)  # in the order in which they changed
     failures: int = 0
     _reader: Engine | None = None
     _turn: asyncio.Task[None] | None = None
+    _closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     def changed(self, numbers: Iterable[int] = ()) -> None:
-        self.waiting.update(numbers)
+        self.waiting.update(dict.fromkeys(numbers))
         if self.waiting and self._turn is None:
             self._turn = asyncio.create_task(self._tell(), name="statuses")
 
     async def close(self) -> None:
         """What can be told is told."""
+        self._closing.set()
         self.changed()
         while self._turn is not None:
             await asyncio.shield(self._turn)
@@ -186,12 +205,16 @@ class Changes:
             self._reader = None
 
     async def _tell(self) -> None:
-        some: set[int] = set()
+        some: list[int] = []
         try:
             while self.waiting:
-                some = set(sorted(self.waiting)[:_AT_ONCE])
-                self.waiting -= some
-                await self._push(await asyncio.to_thread(self._read, some))
+                for _ in range(-(-len(self.waiting) // _AT_ONCE)):
+                    some = list(itertools.islice(self.waiting, _AT_ONCE))
+                    for number in some:
+                        del self.waiting[number]
+                    await self._push(await asyncio.to_thread(self._read, some))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), _GATHER)
         except (redis.exceptions.RedisError, OSError, SQLAlchemyError) as error:
             self._failed(some, error)
         except Exception as error:  # a mistake of ours: a mirror must not end the truth
@@ -200,25 +223,28 @@ class Changes:
         finally:
             self._turn = None
 
-    def _failed(self, some: set[int], error: Exception) -> None:
-        self.waiting |= some
+    def _failed(self, some: Sequence[int], error: Exception) -> None:
+        self.waiting.update(dict.fromkeys(some))
         self.failures += 1
         log.warning("redis has not got every job's status", jobs=len(self.waiting), error=type(error).__name__)
 
-    def _read(self, numbers: set[int]) -> list[Standing]:
+    def _read(self, numbers: Sequence[int]) -> list[Standing]:
         if self._reader is None:
             self._reader = self.open_reader()
         with self._reader.connect() as conn:
             return standings(conn, numbers)
 
     async def _push(self, found: list[Standing]) -> None:
+        if not found:
+            return
         now = self.clock()
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for one in found:
-                counts = [part for name, n in sorted(one.counts.items()) for part in (name, n)]
-                pipe.eval(
-                    _TELL, 1, keyspace.job_status(one.account, one.job_id), KEPT_US // 1000, one.accepted_at,
-                    one.done_at or now, one.state, one.reason, "" if one.rows is None else one.rows,
-                    one.done_at or "", *counts,
-                )  # fmt: skip
-            await pipe.execute()
+        arguments: list[str | int] = [KEPT_US // 1000]
+        for one in found:
+            arguments += (
+                one.accepted_at, one.done_at or now, one.state, one.reason, "" if one.rows is None else one.rows,
+                one.done_at or "", len(one.counts),
+            )  # fmt: skip
+            for name, n in sorted(one.counts.items()):
+                arguments += (name, n)
+        keys = [keyspace.job_status(one.account, one.job_id) for one in found]
+        await call(self.redis, "EVAL", _TELL, len(keys), *keys, *arguments)

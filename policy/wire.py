@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import struct
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -29,7 +30,7 @@ _LENGTH = struct.Struct(">I")
 
 OPERATIONS: Final = (
     "ping", "statistics",
-    "accept_job", "chunk", "expanded", "reject_note", "job_state",
+    "accept_job", "chunk", "expanded", "expanded_all", "reject_note", "job_state",
     "resolve", "consents",
     "suppress", "unsuppress", "opt_out", "withdraw", "restrict",
     "account_add", "account_freeze", "list_add", "topic_add",
@@ -56,6 +57,7 @@ class JobRecord(msgspec.Struct, kw_only=True, frozen=True):
     hash: 32 bytes, SHA-256 of the parsed job (RFC 8785). Instants are microseconds. opens_mode, clicks_mode:
     policy.gate.Mode numbers the campaign asks for. payload, job_key, subject: sealed with keyring.service under
     `job_aad`. view: web version without personal data ("" = none). links: link table, index = link number.
+    entry_hash, entry_rows: of the job's only entry where its recipients came with it; registered in one transaction.
     """
 
     account: str
@@ -80,13 +82,17 @@ class JobRecord(msgspec.Struct, kw_only=True, frozen=True):
     chunks_expected: int = 0
     links: tuple[str, ...] = ()
     view: str = ""
+    entry_hash: bytes = b""  # none: its audience follows, each entry is registered by `chunk`
+    entry_rows: int = 0
 
 
 class Accepted(msgspec.Struct, frozen=True):
     """What became of a job offered. status: new | same | conflict | unknown-account | frozen.
 
-    On "same" payload and job_key are the stored ones (the first offer's): the caller goes on with those.
+    payload and job_key are the stored ones where they are another offer's ("same", a lost job taken up again): the
+    caller goes on with those. They are empty where those of this offer were stored.
     state is the stored job's state; opens_mode and clicks_mode are the account's ceilings. topic 0: none.
+    has_entry: the only entry is registered, `chunk` need not be asked.
     """
 
     status: str
@@ -99,6 +105,7 @@ class Accepted(msgspec.Struct, frozen=True):
     state: str = ""
     job_key: bytes = b""
     payload: bytes = b""
+    has_entry: bool = False
 
 
 class SuppressionRecord(msgspec.Struct, array_like=True, frozen=True):
@@ -323,6 +330,10 @@ class WriterClient:
     async def expanded(self, job: int, rows_submitted: int) -> None:
         """Every chunk is in the lanes: from now on the job can be done."""
         await self._call("expanded", {"job": job, "rows_submitted": rows_submitted})
+
+    async def expanded_all(self, jobs: Sequence[tuple[int, int]]) -> list[str]:
+        """As `expanded`, of several jobs (number, rows); "" for each it was done for, else why it was not."""
+        return await self._typed(list[str], "expanded_all", jobs=jobs)
 
     async def reject_note(self, account: str, job_id: str, reason: str) -> None:
         """Leaves a line in the audit chain that a job was rejected; the id is not taken, it may be offered again."""

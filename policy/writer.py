@@ -142,7 +142,8 @@ class Writer:
                 self.enforcement,
                 self._clock,
                 keyring=lambda: self.keyring,
-                expanded_job=self.endings.submitted,
+                sizes=self.endings.sizes,
+                expires=self.endings.expires,
                 statistics=self.statistics,
                 losses=self.losses,
             )
@@ -255,7 +256,7 @@ class Writer:
             recorded = await self.store.write(functools.partial(self._book.record, items=part))
             reach("after-commit")
             self._book.committed()
-            self.endings.progress.add(recorded.terminal)
+            self.endings.progress.add(recorded.terminal, recorded.places)
             self._cursors.update((stream, identity) for stream, identity, _ in part)
             self._counts["events"] += recorded.events
             self._counts["events_folded"] += recorded.folded
@@ -305,7 +306,7 @@ class Writer:
             if behind := await raise_schema(self.redis):
                 log.info("the schema of redis is older than ours and stays so", older_programs=len(behind))
         self.statuses.changed()  # what Redis did not take before
-        for number, rows in await self.store.write(lambda conn: jobs.overdue(conn, self._clock())):
+        for number, rows in await self.endings.overdue():
             await self.enforcement.show_job(number, "expired")
             await self.endings.submitted(number, rows)
         if now - self._hourly >= _HOURLY or self._hourly == 0.0:

@@ -11,7 +11,8 @@ accepted job ends in exactly one place; nothing here ends a worker (T0 to T2 of 
     6 expand       the pure part: rows -> questions -> permitted people and refusals -> slices and events
     7 filling      an entry of the audience, whole; when the last one is in
     8 claims       entries in hand: take, park, finish           intake      the loop: accept, fill, hold, reject
-      standing     what expansion asks of SQL            audience    CSV and NDJSON files, streamed
+      standing     what expansion asks of SQL            asking      those of a moment in one transaction
+      gathering    calls of a turn of the loop as one    audience    CSV and NDJSON files, streamed
       preview      the exact message of one recipient    commands    schema, submit, render
 
 Kept: RFC 8259 and 7493 (strict JSON), RFC 8785, RFC 3339, RFC 4180. Producers import `engine.client`, nothing of this.

@@ -18,15 +18,16 @@ import base64
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
 
 from engine.campaign.expand import Terms
-from engine.campaign.job import DEFAULT_LIFE_DAYS, Evidence, Job, window_of
+from engine.campaign.job import DEFAULT_LIFE_DAYS, Evidence, Job, Recipient, window_of
 from engine.campaign.problems import Problem, broken
 from engine.campaign.validation import Reading
 from engine.client import CHUNK_ROWS
@@ -44,6 +45,7 @@ MOST_MESSAGE_BYTES: Final = 10 * 1024 * 1024  # engine.settings: what the strict
 ROWS_A_BUCKET: Final = 1024  # 64 partitions, a few times 64 fingerprints each where domains are uneven (queue.lanes)
 _VIEWS_KEPT: Final = 16  # of a megabyte each, at most
 _TEMPLATES: Final = ("subject", "html", "text")
+_json: Final = msgspec.json.Encoder()
 _STAND_IN: Final = "sender@example.org"  # where the real sender is broken: templates are judged all the same
 
 
@@ -179,7 +181,14 @@ def record(found: Review, keyring: Keyring, now_us: int, life: Mapping[str, floa
         chunks_expected=expansion.chunks,
         links=tuple(program.links),
         view=_view(campaign, program),
+        entry_hash=entry_hash(job.recipients) if job.recipients is not None else b"",
+        entry_rows=len(job.recipients or ()),
     )
+
+
+def entry_hash(recipients: Sequence[Recipient]) -> bytes:
+    """Recipients in the job itself are its only entry."""
+    return sha256(_json.encode(recipients)).digest()
 
 
 _views: OrderedDict[Campaign, str] = OrderedDict()  # by contents without what names the job

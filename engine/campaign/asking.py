@@ -46,6 +46,13 @@ class Asking:
         return await future
 
     async def _fly(self) -> None:
+        await self._answer_all()
+        # at once, not when the loop comes to the callback: who asks again the moment he is answered would find every
+        # flight taken by one that has ended
+        if (task := asyncio.current_task()) is not None:
+            self._flights.discard(task)
+
+    async def _answer_all(self) -> None:
         while self._waiting:
             some = [self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))]
             answers: list[Any]

@@ -8,7 +8,10 @@ Laws (T2):
 
     1 `entry`     WriterClient.chunk · held, when its time is more than an hour away
     2 `_expand`   at most 1,000 rows: facts and consent ledger -> gate -> vault -> slices -> Lanes.put (expand.py)
-    3 `_complete` a bit in the job's home partition; all bits there -> WriterClient.expanded
+    3 `_complete` a bit in the job's home partition; all bits there -> WriterClient.expanded. A job with one entry needs
+                  no bit: that the writer knows it as expanded says the same
+
+What came with its job was registered by the same transaction. Questions of small jobs are gathered (gathering.py).
 
 Several chunks are under way at a time (`Limits.together`), so that the vault and Redis work while rows are keyed here.
 
@@ -19,7 +22,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
+import itertools
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -33,6 +37,7 @@ from engine import client
 from engine.campaign import acceptance, expand, standing
 from engine.campaign.asking import Asking
 from engine.campaign.claims import Counts, Later, Refused
+from engine.campaign.gathering import Gathering
 from engine.campaign.job import Recipient
 from engine.campaign.problems import Problem
 from engine.campaign.validation import read_row
@@ -77,11 +82,15 @@ class Filling:
     _slots: asyncio.Semaphore = field(init=False)
     _reader: Reader = field(init=False)
     _asking: Asking = field(init=False)
+    _expanded: Gathering[tuple[int, int], None] = field(init=False)
+    _resolved: Gathering[tuple[int, int, list[tuple[bytes, int, str]]], list[Resolved]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._slots = asyncio.Semaphore(self.together)
         self._reader = Reader(self.engine)
         self._asking = Asking(self.engine)
+        self._expanded = Gathering(self._expand_all, WireError)
+        self._resolved = Gathering(self._resolve_all, WireError)
 
     async def lines(self, job: int, number: int, data: bytes) -> None:
         """An entry as NDJSON."""
@@ -100,22 +109,15 @@ class Filling:
         data: bytes | None = None,
         *,
         is_new: bool = False,
+        is_registered: bool = False,
     ) -> None:
         """One entry of the audience, whole: registered, expanded (or held), marked. is_new: its job was accepted a
-        moment ago, so that it stands as it was accepted."""
+        moment ago, so that it stands as it was accepted; is_registered: by the same transaction."""
         self._hold_off()
         reach("before-register")
-        try:
-            told = await self.writer.chunk(job, number, digest, len(rows))
-        except WireError as error:
-            if error.kind != "ended":
-                raise
-            self.counts.dropped += 1
+        if not (is_registered or await self._register(job, number, digest, len(rows))):
             return
         reach("after-register")
-        if told == "conflict":
-            await self.stop(job, f"audience entry {number} came twice with different contents")
-            raise Refused(Problem("$", "this number came before with other contents: the job is stopped"))
         at = None if is_new else await self.ask(lambda conn: standing.job_standing(conn, job))
         terms, expansion = await self.terms(job, at.state if at else "")
         if terms.due > self.clock() + HOLD_US and terms.fate is None:
@@ -136,6 +138,20 @@ class Filling:
             ]
         )
         await self._complete(terms, expansion, number, len(rows))
+
+    async def _register(self, job: int, number: int, digest: bytes, rows: int) -> bool:
+        """False: its job has ended, the entry is dropped."""
+        try:
+            told = await self.writer.chunk(job, number, digest, rows)
+        except WireError as error:
+            if error.kind != "ended":
+                raise
+            self.counts.dropped += 1
+            return False
+        if told == "conflict":
+            await self.stop(job, f"audience entry {number} came twice with different contents")
+            raise Refused(Problem("$", "this number came before with other contents: the job is stopped"))
+        return True
 
     async def _expand(self, terms: expand.Terms, chunk: int, rows: Sequence[Recipient | None], first: int) -> None:
         async with contextlib.nullcontext() if len(rows) <= _FEW else self._slots:
@@ -189,19 +205,37 @@ class Filling:
         if not people:
             return []
         rows = [(person.tag, person.partition, person.wire) for person in people]
-        return await self.writer.resolve(account, week_of(now), rows)
+        if len(rows) > _FEW:
+            return await self.writer.resolve(account, week_of(now), rows)
+        return await self._resolved.ask((account, week_of(now), rows))
+
+    async def _expand_all(self, jobs: Sequence[tuple[int, int]]) -> list[Exception | None]:
+        told = await self.writer.expanded_all(jobs)
+        return [WireError(*refused.split(": ", 1)) if refused else None for refused in told]
+
+    async def _resolve_all(
+        self, asked: Sequence[tuple[int, int, list[tuple[bytes, int, str]]]]
+    ) -> list[list[Resolved] | Exception]:
+        """One call an account and week."""
+        rows: dict[tuple[int, int], list[tuple[bytes, int, str]]] = defaultdict(list)
+        for account, week, some in asked:
+            rows[account, week] += some
+        answers = {key: iter(await self.writer.resolve(*key, some)) for key, some in rows.items()}
+        return [list(itertools.islice(answers[account, week], len(some))) for account, week, some in asked]
 
     async def _complete(self, terms: expand.Terms, expansion: acceptance.Expansion, number: int, rows: int) -> None:
         """Mark the entry, of so many rows, in the job's home partition; with the last mark the job is expanded."""
+        if expansion.chunks == 1:  # the only one: that the writer knows it as expanded is its mark
+            reach("before-mark")
+            await self._expanded.ask((terms.job, rows))
+            reach("after-mark")
+            await self.unhalt(terms.job, expansion)
+            return
         home = terms.job % keyspace.PARTITIONS
         mark = PutRequest(home, terms.job, number * expand.CHUNKS_AN_ENTRY + _MARK, terms.state, ())
         reach("before-mark")
         await self.lanes.put([mark])
         reach("after-mark")
-        if expansion.chunks == 1:  # the only one, and whoever is here has just marked it
-            await self.writer.expanded(terms.job, rows)
-            await self.unhalt(terms.job, expansion)
-            return
         marks = cast(bytes, await self.redis.get(keyspace.chunks_put(home, terms.job)) or b"")
         # bit 63 of every eight bytes is the mark of an entry
         if sum(byte & 1 for byte in marks[7::8]) < expansion.chunks:

@@ -27,7 +27,6 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any, Final, cast
 
 import msgspec
@@ -278,8 +277,9 @@ class Intake:
             case _:
                 raise Refused(Problem("$.account", "there is no such account"), reading=reading)
         if accepted.status == "new":
-            self.filling.know(acceptance.fresh_terms(review, record, accepted))
-            await self._inline(accepted.number, job, is_new=True)
+            if not accepted.job_key:  # else it was lost and is taken up again, under the key that names its people
+                self.filling.know(acceptance.fresh_terms(review, record, accepted))
+            await self._inline(accepted.number, job, is_new=True, is_registered=accepted.has_entry)
             return
         at = await self.filling.ask(lambda conn: standing.job_standing(conn, accepted.number))
         if at is None or (at.is_filled and not self.filling.is_forgotten(at)):
@@ -288,11 +288,11 @@ class Intake:
             return
         await self._inline(accepted.number, job)
 
-    async def _inline(self, number: int, job: Job, *, is_new: bool = False) -> None:
+    async def _inline(self, number: int, job: Job, *, is_new: bool = False, is_registered: bool = False) -> None:
         """Recipients in the job itself are its only entry."""
         if job.recipients is not None:
-            digest = sha256(msgspec.json.encode(job.recipients)).digest()
-            await self.filling.entry(number, 0, digest, job.recipients, is_new=is_new)
+            digest = b"" if is_registered else acceptance.entry_hash(job.recipients)
+            await self.filling.entry(number, 0, digest, job.recipients, is_new=is_new, is_registered=is_registered)
 
     # --- audience --------------------------------------------------------------------------------------------------
 

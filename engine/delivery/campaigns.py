@@ -2,8 +2,10 @@
 
 Promise: a job is read, opened, compiled and given its signers once, by whoever asks first, however many wait; the
 compiled program of a job whose template another job had is the same object (`message.compile_campaign` keeps them).
+Keys that are exchanged (`Campaigns.reload_signers`) sign from the next batch on, also for jobs in hand.
 
-Known limits: the job row is read in a thread, because SQLite has no other way; keys of a domain are read at start.
+Known limits: the job row is read in a thread, because SQLite has no other way. A domain whose key is taken away signs
+on with the old one in jobs in hand; new jobs of it do not load.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from engine.message import (
 )
 from engine.message.multibuffer import LaneMaker, Unavailable, accelerate, open_library
 from engine.queue.windows import Timing, Window, opens_in
-from engine.settings import DkimFiles
+from engine.settings import DkimFiles, KeyFileError
 from policy.gate import Mode, Permit
 from policy.keys import Keyring, SealError, open_sealed
 from policy.ledger import JobPayload, Reader
@@ -103,7 +105,8 @@ def _fast(plain: OpenSSLSigner, maker: LaneMaker, clock: Callable[[], float], re
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """A job ready to be written: everything but the recipient."""
+    """A job ready to be written: everything but the recipient. signers: the one list of its domain, in which keys are
+    exchanged (`Campaigns.reload_signers`)."""
 
     number: int
     job_key: bytes
@@ -134,20 +137,21 @@ class Loaded:
             opens, clicks = _MODES[row.mode_opens], _MODES[row.mode_clicks]
         except KeyError:
             raise ValueError("not a tracking mode") from None
-        someone = person(
+        someone = person(  # by position: names cost a microsecond
             links,
             program,
-            job=self.number,
-            mref=letter.mref,
-            subject=row.subject,
-            address=address,
-            fields=dict(zip(hand.contents.columns, row.values, strict=False)),
-            list_number=self.list_number,
-            partition=hand.lease.partition,
-            tag=hand.reference(index)[1],
-            optout_domain=OPTOUT_DOMAIN,
-            mode_opens=opens,
-            mode_clicks=clicks,
+            self.number,
+            letter.mref,
+            row.subject,
+            address,
+            dict(zip(hand.contents.columns, row.values, strict=False)),
+            self.list_number,
+            hand.lease.partition,
+            hand.reference(index)[1],
+            OPTOUT_DOMAIN,
+            "",
+            opens,
+            clicks,
         )
         return address, compose(permit, program, someone, hand.header.date)
 
@@ -198,7 +202,9 @@ class Campaigns:
     ) -> None:
         self._reader = reader
         self._keyring = keyring
-        self._signers = signers
+        self._signers = {domain: list(found) for domain, found in signers.items()}  # the lists live on, see Loaded
+        self._keyless: set[str] = set()  # domains whose key was taken away
+        self._reload_fault = ""
         self._public_url = public_url
         self._bounce_domain = bounce_domain
         self._loaded: OrderedDict[int, asyncio.Future[Loaded | None]] = OrderedDict()
@@ -219,6 +225,35 @@ class Campaigns:
         except BaseException:
             self._loaded.pop(number, None)
             raise
+
+    @property
+    def signing_domains(self) -> frozenset[str]:
+        """From domains there is a key for, now."""
+        return frozenset(self._signers.keys() - self._keyless)
+
+    async def reload_signers(self, load: Callable[[], Mapping[str, Sequence[Signer]]]) -> bool:
+        """Exchanges the signing keys for what load answers (in a thread: a key costs 50 ms). False: it failed, the old
+        ones stay, and one error line says why (not again for the same reason); ask again later, a file may have been
+        half written. Jobs in hand sign with the new ones from their next batch on."""
+        try:
+            signers = await asyncio.to_thread(load)
+        except (KeyFileError, OSError, ValueError) as error:
+            if str(error) != self._reload_fault:
+                self._reload_fault = str(error)
+                log.error("the signing keys could not be read again; the old ones stay", extra={"why": str(error)})
+            return False
+        self._reload_fault = ""
+        for domain, found in signers.items():
+            self._signers.setdefault(domain, [])[:] = found  # in place: every job of the domain has this list
+        for domain in self._signers.keys() - signers.keys() - self._keyless:
+            log.error(
+                "a domain has no signing key any more; its jobs in hand keep the old one", extra={"domain": domain}
+            )
+        self._keyless = self._signers.keys() - signers.keys()
+        for number, known in list(self._loaded.items()):
+            if known.done() and (known.cancelled() or known.exception() is not None or known.result() is None):
+                del self._loaded[number]  # perhaps its key was missing
+        return True
 
     def resends(self, number: int) -> bool:
         """Whether the job tries again who is in doubt (T8). Blocking: ask in a thread."""
@@ -259,17 +294,10 @@ class Campaigns:
         # Only now does the job have a number, and its public pages with it.
         campaign = replace(campaign, view_url=links.view_url(row.number), notice_url=links.notice_url(row.number))
         program = compile_campaign(campaign)
-        signers = self._signers.get(campaign.from_address.rpartition("@")[2])
+        domain = campaign.from_address.rpartition("@")[2]
+        signers = self._signers.get(domain) if domain not in self._keyless else None
         if not isinstance(program, Program) or not signers:
             log.critical("an accepted job does not compile any more, or its key is gone", extra={"job": row.number})
             return None
-        return Loaded(
-            row.number,
-            job_key,
-            row.list_number,
-            program,
-            signers,
-            links,
-            ReturnPaths(keyring.return_path, keyring.return_path_id, self._bounce_domain),
-            window,
-        )
+        paths = ReturnPaths(keyring.return_path, keyring.return_path_id, self._bounce_domain)
+        return Loaded(row.number, job_key, row.list_number, program, signers, links, paths, window)

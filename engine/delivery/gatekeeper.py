@@ -41,10 +41,17 @@ class Gatekeeper:
         future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
         self._waiting.append((list(requests), future))
         if len(self._asking) < self._flights:
-            task = asyncio.create_task(self._ask_all(), name="gatekeeper")
+            task = asyncio.create_task(self._fly(), name="gatekeeper")
             self._asking.add(task)
             task.add_done_callback(self._asking.discard)
         return await future
+
+    async def _fly(self) -> None:
+        await self._ask_all()
+        # Before anybody else's turn, not when the loop comes to the callback: who asks again the moment he is answered
+        # would find every flight taken by one that has ended, and wait until somebody else asked.
+        if (task := asyncio.current_task()) is not None:
+            self._asking.discard(task)
 
     async def _ask_all(self) -> None:
         while self._waiting:

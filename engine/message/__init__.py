@@ -9,6 +9,7 @@ is hashed is what a receiver canonicalises. A recipient costs joins and one hash
     3 derive     a text part for campaigns that bring none
     4 headers    the one writer of header fields          5 mime    the one writer of bodies
     6 slots      static text and values, one join     6a sevenbit a part that travels as its author wrote it
+                                                      6b recall   forms of values that recipients share, looked up
     7 contents   compiled once for all jobs that share it   7a program one job's view of it: `Program`
     8 acceptance `compile_campaign(campaign) -> Program | list[Problem]`
     9 compose    `compose(permit, program, person, date_us) -> Unsigned`

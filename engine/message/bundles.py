@@ -1,7 +1,9 @@
 """Bundles: the blocks of one variant and of the subject rendered in one go.
 
-minijinja takes the recipient's values over at every call (1 to 5 us for eight fields), so ten blocks cost far more than
-one template that holds them all with a separator between.
+minijinja takes the recipient's values over at every call (0.5 us, and 0.1 for each value), so ten blocks cost more than
+one template that holds them all with a separator between, and gets the values that they use.
+
+A block of one word or number stays out: recipients share those, and what it makes of one is looked up (`recall`).
 
 Law: a bundle changes no result. Whatever is unusual (a value that holds the separator, an error, a limit reached) and
 each block is rendered by itself, under its own limits and with its own error; a block that sets a variable is never in
@@ -15,6 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import minijinja
+
+from engine.message import template
 from engine.message.renderer import Renderer, RenderError, all_plain, may_trust
 from engine.message.slots import Frame
 
@@ -35,27 +40,37 @@ def may_join(source: str) -> bool:
     return _SETS.search(source) is None
 
 
+def told(source: str, html: bool) -> str:
+    """The source for a template that escapes: what does not is told so. Escaping by context is settled before
+    (`template` refuses the tag in what producers write)."""
+    return source if html else "{% autoescape false %}" + source + "{% endautoescape %}"
+
+
 def together(
-    blocks: Sequence[Block], renderer: Renderer, context: Callable[[Frame], Mapping[str, Any]]
+    blocks: Sequence[Block], renderer: Renderer, constants: Mapping[str, Any]
 ) -> Callable[[Frame], None] | None:
-    """What fills `Frame.ready` for these blocks in one go, None when there are too few. Raises what `Renderer.add`
-    raises, which took every block alone before."""
+    """What fills `Frame.ready` for these blocks in one go, None when there are too few. constants: what is the same for
+    everybody, by name. Raises what `Renderer.add` raises, which took every block alone before."""
     if len(blocks) < 2:
         return None
-    # those that do not escape are told so in the one template: escaping by context is settled before (`template`
-    # refuses the tag in what producers write)
-    sources = [
-        block.source if block.html else "{% autoescape false %}" + block.source + "{% endautoescape %}"
-        for block in blocks
-    ]
-    source = _BETWEEN.join(sources)
+    source = _BETWEEN.join([told(block.source, block.html) for block in blocks])
     name = renderer.add(source, html=True)
     trusting = renderer.add_trusting(source) if all(may_trust(block.source) for block in blocks) else ""
     names = [block.name for block in blocks]
+    used = set[str]().union(*(template.names_used(block.source) for block in blocks))
+    always = {key: value for key, value in constants.items() if key in used}
+    links = "sp_click" in used
+    asked = tuple(sorted(used - constants.keys() - {"sp_click"}))
 
     def prepare(frame: Frame) -> None:
-        values = context(frame)
-        text = renderer.render_trusting(trusting, values) if trusting and all_plain(frame.values) else None
+        own = frame.values
+        values = {key: own[key] for key in asked if key in own}
+        trusted = trusting and all_plain(values)
+        if always:
+            values |= always
+        if links:
+            values["sp_click"] = minijinja.safe(frame.click)
+        text = renderer.render_trusting(trusting, values) if trusted else None
         if text is None:
             try:
                 text = renderer.render(name, values, html=True)
@@ -63,7 +78,7 @@ def together(
                 return
         texts = text.split(_BETWEEN)
         if len(texts) == len(names):
-            frame.ready.update(zip(names, texts, strict=True))
+            frame.ready = dict(zip(names, texts, strict=True))
 
     return prepare
 

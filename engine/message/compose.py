@@ -95,7 +95,6 @@ class Message:
 def person(
     links: Links,
     program: Program,
-    *,
     job: int,
     mref: int,
     subject: int,
@@ -113,8 +112,8 @@ def person(
     optout_url = preferences_url = mailto = ""
     if program.listed:
         token = links.optout_token(list_number, partition, tag)
-        optout_url = f"{links.public_url}/u/{token}"
-        preferences_url = f"{links.public_url}/p/{token}"
+        public_url = links.public_url
+        optout_url, preferences_url = f"{public_url}/u/{token}", f"{public_url}/p/{token}"
         mailto = f"u+{token}@{optout_domain}" if optout_domain else ""
     clicks = mode_clicks is not Mode.OFF and bool(program.links)
     return Person(
@@ -134,56 +133,59 @@ def person(
 
 
 def compose(permit: Permit, program: Program, person: Person, date_us: int) -> Unsigned:
-    """Writes one message. date_us: the slice's date, integer microseconds.
+    """Writes one message. date_us: the slice's date, integer microseconds. The Message-ID is the same on every attempt
+    (S-06), and a late bounce that quotes it can be placed.
 
     Raises Unwritable for values that do not fit, PermitMismatch for a Permit of another job or recipient.
     """
-    if permit.job != person.job or permit.mref != person.mref:
+    job, mref, optout_url, preferences_url = person.job, person.mref, person.optout_url, person.preferences_url
+    if permit.job != job or permit.mref != mref:
         raise PermitMismatch("the permit is for another job or recipient")
     values = {name: value for name, value in person.fields.items() if value is not None}  # null is absent
     values |= program.constants
-    for name, url in (("unsubscribe_url", person.optout_url), ("preferences_url", person.preferences_url)):
-        if url:
-            values[name] = url
-        else:
-            values.pop(name, None)  # a producer's field of that name is not it
-    reference = b"%016x%010x" % (person.mref & _64_BITS, person.job)
+    values["unsubscribe_url"], values["preferences_url"] = optout_url, preferences_url
+    if not optout_url:
+        del values["unsubscribe_url"]  # a producer's field of that name is not it
+    if not preferences_url:
+        del values["preferences_url"]
     clicks = person.click_base if person.mode_clicks is not Mode.OFF else ""
     pixel = person.pixel_url if person.mode_opens is not Mode.OFF else ""
     values["sp_click"], values["sp_pixel"] = clicks, pixel
-    frame = Frame(values, b"=_" + reference, clicks, pixel)
+    number = b"%016x" % (mref & _64_BITS)
+    boundary = b"=_%b%010x" % (number, job)
+    frame = Frame(values, boundary, clicks, pixel)
+    seconds = date_us // 1_000_000
     try:
         body, hashed = program.variant(tracked=bool(clicks), pixel=bool(pixel)).body(frame)
-        own = [
-            program.subject(frame),
-            _date(date_us // 1_000_000),
-            _TO.address(person.name, person.address),
-            message_id(person.job, person.mref, program),
-            program.content_type(frame.boundary),
-        ]
+        date, low_date = _date(seconds)
+        to, low_to = _TO.address(person.name, person.address)
+        identifier = b"<%x.%b%b" % (job, number, program.id_end)
+        written = [date, to, b"Message-ID: ", identifier]
+        canonical = [low_date, low_to, b"message-id:", identifier]
+        subject = program.subject(frame)
+        if subject is not None:
+            written.insert(0, subject[0])
+            canonical.insert(0, subject[1])
+        if program.type_cut is not None:
+            before, after, low_before, low_after = program.type_cut
+            written += before, boundary, after
+            canonical += low_before, boundary, low_after
         if program.listed:
-            uris = [person.optout_url]
-            if person.optout_mailto:
-                uris.append("mailto:" + person.optout_mailto)
-            own.append(_UNSUBSCRIBE.uris(uris))
+            mailto = person.optout_mailto
+            both = _UNSUBSCRIBE.uris((optout_url, "mailto:" + mailto) if mailto else (optout_url,))
+            written.append(both[0])
+            canonical.append(both[1])
     except (RenderError, headers.HeaderError) as error:
         raise Unwritable(str(error)) from None
-    written, canonical = zip(*[both for both in own if both is not None], strict=True)
+    written.append(program.static_head)
     digest = program.head_hash.copy()
     digest.update(b"".join(canonical))
-    head = b"".join((*written, program.static_head))
-    return Unsigned(person.job, person.mref, head, body, digest, program.signed, date_us // 1_000_000, hashed)
+    return Unsigned(job, mref, b"".join(written), body, digest, program.signed, seconds, hashed)
 
 
 _TO: Final = headers.Prepared("To")
 _UNSUBSCRIBE: Final = headers.Prepared("List-Unsubscribe")
 _64_BITS: Final = (1 << 64) - 1
-
-
-def message_id(job: int, mref: int, program: Program) -> headers.Both:
-    """The Message-ID field: the same on every attempt (S-06), and a late bounce that quotes it can be placed."""
-    value = b"<%x.%016x%b" % (job, mref & _64_BITS, program.id_end)
-    return b"Message-ID: " + value, b"message-id:" + value
 
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

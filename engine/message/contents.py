@@ -8,7 +8,9 @@
                    and slot numbers, made when first needed
 
 Law: two recipients' messages differ only in slots, boundary and their own headers; the slots of one part are evaluated
-once each, however often they stand in the text. A part that is mostly not ASCII is one base64 slot, since base64 cannot
+once each, however often they stand in the text; what a word or number becomes is looked up when it came before
+(engine.message.recall: only what at least two messages had in common is kept, in memory, as long as the contents). A
+part that is mostly not ASCII is one base64 slot, since base64 cannot
 be spliced. Nothing here is of one job: what a job has of its own (its public pages, its headers) comes in by the frame
 or is `engine.message.program`'s.
 
@@ -26,7 +28,8 @@ import minijinja
 from engine.message import bundles, contexts, headers, mime, sevenbit, template
 from engine.message.contexts import Context
 from engine.message.mime import Attachment
-from engine.message.renderer import Renderer
+from engine.message.recall import Recall
+from engine.message.renderer import Renderer, all_plain, may_trust
 from engine.message.rewrite import Expression, Layout, Link, Literal, Node, Pixel, Tag
 from engine.message.slots import (
     Frame,
@@ -174,6 +177,7 @@ class Contents:
             one if len(path) == 1 else deep,
             html_part,
             field=name if plain else "",
+            depends=name if len(path) == 1 else "",
         )
 
     def _rendered(self, source: str, *, html_part: bool, context: Context | None) -> Key:
@@ -181,6 +185,7 @@ class Contents:
         key = ("rendered", source, context, html_part)
         if key in self._words:
             return key
+        depends = _one_word(source)
         escapes_itself = html_part and context in (None, Context.TEXT)
         name = self._renderer.add(source, html=escapes_itself)
         escape = str if context is None or escapes_itself else escape_for(context, html_part)
@@ -192,8 +197,22 @@ class Contents:
                 ready if ready is not None else self._renderer.render(name, self._context(frame), html=escapes_itself)
             )
 
-        self._slot(key, render, references, source=source if context is None else None)
-        if bundles.may_join(source):
+        trusting = self._renderer.add_trusting(bundles.told(source, escapes_itself)) if may_trust(source) else ""
+
+        def render_one(frame: Frame) -> str:
+            value = frame.values.get(depends)
+            values = {} if value is None else {depends: value}  # nothing else can be in what is kept by this value
+            text = self._renderer.render_trusting(trusting, values) if trusting and all_plain(values) else None
+            return escape(self._renderer.render(name, values, html=escapes_itself) if text is None else text)
+
+        self._slot(
+            key,
+            render_one if depends else render,
+            references,
+            source=source if context is None else None,
+            depends=depends,
+        )
+        if bundles.may_join(source) and not depends:
             self._blocks[key] = bundles.Block(name, source, escapes_itself)
         return key
 
@@ -204,16 +223,26 @@ class Contents:
             frame.context = {**frame.values, "postal_address": self.postal_address, "sp_click": click}
         return frame.context
 
-    def _slot(self, key: Key, words: Words, references: bool, *, field: str = "", source: str | None = None) -> Key:
+    def _slot(
+        self,
+        key: Key,
+        words: Words,
+        references: bool,
+        *,
+        field: str = "",
+        source: str | None = None,
+        depends: str = "",
+    ) -> Key:
         """Keeps a slot as text (for headers and base64), for 7-bit parts and quoted-printable. references: what is not
         ASCII becomes character references, which HTML reads everywhere but in style and script. field: the value that
         stands for the words where nothing in it needs an escape. source: of a block, whose whole lines that no tag
-        touches are the same for everybody."""
+        touches are the same for everybody. depends: the one value the words are made of, when recipients may share
+        it."""
         if key not in self._words:
             self._words[key] = words
-            self._slots[key] = sevenbit.Slot(words, references, field, source)
+            self._slots[key] = sevenbit.Slot(words, references, field, source, depends)
             static = bundles.literals(source) if source is not None else ()
-            self._sources[key] = _quoted_source(words, references, field, static)
+            self._sources[key] = _quoted_source(words, references, field, static, depends)
         return key
 
     def _keep(self, key: Key, source: Source) -> Key:
@@ -256,7 +285,9 @@ class Contents:
             wire += self._multi(outer, [content, *files]) if files else content
             wire.append(b"\r\n")
         blocks = [self._blocks[key] for key in dict.fromkeys(used) if not isinstance(key, str) and key in self._blocks]
-        return Variant(segments(wire), bundles.together(blocks, self._renderer, self._context))
+        return Variant(
+            segments(wire), bundles.together(blocks, self._renderer, {"postal_address": self.postal_address})
+        )
 
     def _file(self, attachment: Attachment) -> bytes:
         """Encoded once, shared by all variants."""
@@ -334,16 +365,48 @@ class Contents:
         return [self._sources[self._keep(("base64", alone), encode)]]
 
 
-def _quoted_source(words: Words, references: bool, field: str, static: Iterable[str]) -> Source:
-    """A slot in quoted-printable: by one look when the value is short and plain, else by its words."""
+_DECLARING: Final = re.compile(r"\b(?:for|set|with)\b")
+_OF_A_WORD: Final = frozenset(
+    "abs capitalize d default e escape float int lower replace round string title trim truncate upper urlencode".split()
+)
+
+
+def _one_word(source: str) -> str:
+    """The one value that a rendered source is made of, "" when there are several, or it looks like a list: recipients
+    share words and small numbers."""
+    names = template.names_used(source)
+    if len(names) != 1 or _DECLARING.search(source) or not template.filters_used(source) <= _OF_A_WORD:
+        return ""
+    name = names.pop()
+    return "" if name.startswith("sp_") or name in contexts.PROVIDED else name
+
+
+def _quoted_source(words: Words, references: bool, field: str, static: Iterable[str], depends: str) -> Source:
+    """A slot in quoted-printable: by a look-up when the value came before, by one look when it is short and plain, else
+    by its words."""
     code, errors = ("ascii", "xmlcharrefreplace") if references else ("utf-8", "replace")
-    known = mime.quoted_lines(line.encode(code, errors) for line in static)
+    known = mime.QuotedLines(line.encode(code, errors) for line in static)
 
     def general(frame: Frame) -> bytes:
         return mime.quote_slot(words(frame).encode(code, errors), known)
 
-    if not field:
-        return general
+    make = _direct_source(field, general) if field else general
+    if not depends:
+        return make
+    recall: Recall[str | int, bytes] = Recall()
+    look = recall.get
+
+    def remembered(frame: Frame) -> bytes:
+        value = frame.values.get(depends)
+        if type(value) is not str and type(value) is not int:  # True and 1.0 are equal to 1, and print otherwise
+            return make(frame)
+        form = look(value)
+        return recall.keep(value, make(frame)) if form is None else form
+
+    return remembered
+
+
+def _direct_source(field: str, general: Source) -> Source:
     simple = mime.AS_IT_STANDS.fullmatch
 
     def direct(frame: Frame) -> bytes:

@@ -124,30 +124,28 @@ def sign_batch(unsigned: Sequence[Unsigned], signers: Sequence[Signer]) -> list[
         raise ValueError("no RSA signer: every message carries an RSA signature")
     bodies = [message.body if message.hashed is None else message.hashed for message in unsigned]
     hashes = [b2a_base64(sha256(body).digest(), newline=False) for body in bodies]
-    columns: list[list[bytes]] = []  # by signer, then by message
+    wires: list[list[bytes]] = [[] for _ in unsigned]  # the pieces of each
     for signer in signers:
-        leads: dict[tuple[str, int], tuple[bytes, bytes]] = {}  # nearly always one: a batch is of one job and one slice
+        algorithm, domain, selector = signer.algorithm, signer.domain, signer.selector
+        signed: str | None = None
+        at = 0  # what the lead is for: nearly always one, a batch is of one job and one slice
+        lead = canonical = b""
         digests: list[bytes] = []
-        wire_leads: list[bytes] = []
-        for message, body_hash in zip(unsigned, hashes, strict=True):
-            kind = (message.signed, message.at)
-            lead = leads.get(kind)
-            if lead is None:
-                lead = leads[kind] = _lead(signer.algorithm, signer.domain, signer.selector, *kind)
+        for message, body_hash, wire in zip(unsigned, hashes, wires, strict=True):
+            if message.at != at or message.signed != signed:
+                signed, at = message.signed, message.at
+                lead, canonical = _lead(algorithm, domain, selector, signed, at)
             digest = message.head_hash.copy()
-            digest.update(lead[1] + body_hash + b"; b=")
+            digest.update(canonical + body_hash + b"; b=")
             digests.append(digest.digest())
-            wire_leads.append(lead[0])
-        columns.append(
-            [
-                b"%b%b;\r\n b=%b\r\n" % (lead, body_hash, _folded(signature))
-                for lead, body_hash, signature in zip(wire_leads, hashes, signer.sign(digests), strict=True)
-            ]
-        )
-    return [
-        Message(message.job, message.mref, b"".join((*fields, message.head, b"\r\n", message.body)))
-        for message, *fields in zip(unsigned, *columns, strict=True)
-    ]
+            wire += lead, body_hash, b";\r\n b="
+        for wire, signature in zip(wires, signer.sign(digests), strict=True):
+            wire += _folded(signature), b"\r\n"
+    messages: list[Message] = []
+    for message, wire in zip(unsigned, wires, strict=True):
+        wire += message.head, b"\r\n", message.body
+        messages.append(Message(message.job, message.mref, b"".join(wire)))
+    return messages
 
 
 def _folded(signature: bytes) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from engine.message import headers, webview
 from engine.message.contents import BOUNDARY_MARK, JOBS_OWN, Contents, boundary_field
 from engine.message.mime import Attachment
+from engine.message.recall import Recall
 from engine.message.slots import Frame, Variant
 
 
@@ -56,7 +57,9 @@ class Program:
     links: the link table, by number; view_html: the web version without any personal data or tracking;
     required: fields that a recipient must have (printed whatever the other values are);
     static_head, signed, head_hash: the headers that never change, the DKIM h= list, and SHA-256 over the canonical
-    form of those headers so far; constants: provided variables that are the same for all recipients of the job.
+    form of those headers so far; type_cut: the Content-Type field around its boundary, and its canonical form around
+    it, None when it is among the static headers (a single part); constants: provided variables that are the same for
+    all recipients of the job.
     """
 
     def __init__(self, campaign: Campaign, contents: Contents) -> None:
@@ -67,6 +70,7 @@ class Program:
         self.domain = campaign.from_address.rpartition("@")[2]
         self.constants = dict(zip(JOBS_OWN, (campaign.view_url, campaign.notice_url), strict=True))
         self.id_end = headers.id_end(self.domain)
+        self._subjects: Recall[str, headers.Both] = Recall()
         self._heads(campaign)
 
     @functools.cached_property
@@ -82,14 +86,11 @@ class Program:
 
     def subject(self, frame: Frame) -> headers.Both | None:
         """The Subject field of one recipient, None when it is among the static headers."""
-        return _SUBJECT.text(self._contents.subject_text(frame)) if self._subject_varies else None
-
-    def content_type(self, boundary: bytes) -> headers.Both | None:
-        """The Content-Type field, None when it is among the static headers (a single part)."""
-        if self._type is None:
+        if not self._subject_varies:
             return None
-        before, after, low_before, low_after = self._type
-        return before + boundary + after, low_before + boundary + low_after
+        text = self._contents.subject_text(frame)
+        both = self._subjects.get(text)
+        return self._subjects.keep(text, _SUBJECT.text(text)) if both is None else both
 
     def missing(self, fields: Mapping[str, Any]) -> list[str]:
         """The required fields that a recipient lacks: asked at expansion, not at the wire."""
@@ -106,7 +107,7 @@ class Program:
         if not self._subject_varies:
             fixed.append(headers.unstructured("Subject", "".join(map(str, contents.subject))))
         fixed.append(headers.structured("MIME-Version", "1.0"))
-        self._type: tuple[bytes, bytes, bytes, bytes] | None = None
+        self.type_cut: tuple[bytes, bytes, bytes, bytes] | None = None
         has_files = any(attachment.cid is None for attachment in campaign.attachments)
         if contents.encoding:
             fixed.append(headers.parameters("Content-Type", "text/plain", [("charset", "utf-8")]))
@@ -116,7 +117,7 @@ class Program:
             before, after = boundary_field(kind, "a", ())
             mark = BOUNDARY_MARK.encode("ascii")
             low_before, _, low_after = headers.relaxed(before + mark + after).partition(mark)
-            self._type = before, after, low_before, low_after
+            self.type_cut = before, after, low_before, low_after
         if self.listed:
             fixed.append(headers.structured("List-Id", _list_id(campaign)))
             fixed.append(headers.structured("List-Unsubscribe-Post", "List-Unsubscribe=One-Click"))
@@ -132,7 +133,7 @@ class Program:
         names = [one.partition(b":")[0].decode("ascii").lower() for one in fixed]
         names += ["subject"] if self._subject_varies else []
         names += ["date", "to", "message-id"]
-        names += ["content-type"] if self._type is not None else []
+        names += ["content-type"] if self.type_cut is not None else []
         names += ["list-unsubscribe"] if self.listed else []
         self.signed = ":".join([*names, *OVERSIGNED])
         self.head_hash = sha256(b"".join(headers.relaxed(one) for one in fixed))

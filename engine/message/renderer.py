@@ -3,6 +3,10 @@
 A value that is absent or null prints nowhere: the recipient is refused with `MissingField`, so "{{ name }}" is never
 sent. `{% if name %}` and `{{ name|default("friend") }}` may ask for it.
 
+Known limits: minijinja's own filters make something of what is absent (`{{ name|upper }}` prints nothing), and of a
+null inside a list or dict (`{{ customer.name|upper }}` prints NONE); a whole float is 5.0 where it stands alone and 5
+in a block or behind a filter.
+
 Law: a render ends. Fuel counts instructions; join, replace and range are ours, with a limit on their results; one
 slot's output has at most 1 MiB; what multiplies text without fuel noticing is not there. No error text holds a value.
 
@@ -44,14 +48,14 @@ def _show_nothing(value: Any) -> Any:
 
 
 def _bounded_join(values: Iterable[Any], separator: str = "") -> str:
-    texts = [str(value) for value in values]
+    texts = [str(_refuse_absent(value)) for value in values]
     if sum(map(len, texts)) + len(separator) * len(texts) > MAX_OUTPUT:
         raise RenderError("join makes too much text")
     return separator.join(texts)
 
 
 def _bounded_replace(value: Any, old: str, new: str) -> str:
-    text = str(value)
+    text = str(_refuse_absent(value))
     if len(text) + text.count(old) * len(new) > MAX_OUTPUT:
         raise RenderError("replace makes too much text")
     return text.replace(old, new)
@@ -119,7 +123,8 @@ class Renderer:
 
 _NOTHING = re.compile(r"\b(?:none|null)\b", re.IGNORECASE)
 _NEVER_NONE: Final = frozenset("capitalize count d default e escape first last length lower title trim upper".split())
-_PLAIN: Final = frozenset((str, int, float, bool))
+# no float: a finalizer gets 5.0 as 5, so that the same block would print another number with one than without
+_PLAIN: Final = frozenset((str, int, bool))
 
 
 def may_trust(source: str) -> bool:
@@ -128,7 +133,7 @@ def may_trust(source: str) -> bool:
 
 
 def all_plain(values: Mapping[str, Any]) -> bool:
-    """Texts, numbers and lists of them: nothing that could hold a None further down."""
+    """Texts, whole numbers and lists of them: nothing that could hold a None further down."""
     plain = _PLAIN
     for value in values.values():
         if type(value) not in plain and not (type(value) is list and plain.issuperset(map(type, value))):

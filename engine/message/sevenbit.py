@@ -30,7 +30,8 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from engine.message.bundles import static_lines
-from engine.message.slots import Frame, Key, Order, Words, chosen
+from engine.message.recall import Recall
+from engine.message.slots import Frame, Key, Order, Pieces, Words, weave
 
 LINE: Final = 998  # octets without CRLF, RFC 5322 2.1.1
 _LEAST: Final = 120  # octets a slot must have on its line (a link takes 90), or quoted-printable is the better choice
@@ -43,7 +44,6 @@ _SIMPLE_TEXT = re.compile("(?!_)[!-<>-~]++(?: [!-<>-~]++)*+")
 _BOUNDARY = re.compile("=_[0-9a-f]{26}|=_[0-9a-f]*\\Z")
 _BLOCK_OCTETS = bytes((0x09, 0x0A, *range(0x20, 0x7F)))
 _STATIC = re.compile(r"[\t\n -~]*")
-_BLANKS = re.compile(rb"[ \t]+")
 _AT_START = (b".", b"From ")
 _FROM_BEGUN = (b"F", b"Fr", b"Fro", b"From")
 
@@ -60,20 +60,24 @@ def relaxed_body(body: bytes) -> bytes:
 
 def _relaxed(data: bytes) -> bytes:
     """Runs of blanks to one, none before a line's end; a blank at the very end stays."""
-    if b"  " in data or b"\t" in data:
-        data = _BLANKS.sub(b" ", data)
+    if b"\t" in data:
+        data = data.replace(b"\t", b" ")
+    while b"  " in data:  # a run of eight takes three rounds; a regular expression costs five times as much
+        data = data.replace(b"  ", b" ")
     return data.replace(b" \r\n", b"\r\n")
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A slot as the part sees it. words: its text; html: what is not ASCII becomes character references; field: the
-    field it prints as it is, "" for any other; source: of a block, which may print lines, None for a single value."""
+    field it prints as it is, "" for any other; source: of a block, which may print lines, None for a single value;
+    depends: the one value that the words are made of, "" when there are several or hardly two recipients share it."""
 
     words: Words
     html: bool
     field: str = ""
     source: str | None = None
+    depends: str = ""
 
 
 @dataclass(slots=True)
@@ -107,32 +111,38 @@ class SevenBit:
 
     reads: tuple[Read, ...]
     statics: tuple[bytes, ...]
-    order: Order
-    relaxed_statics: tuple[bytes, ...]
-    relaxed_order: Order
+    woven: Pieces
+    pick: Order
+    relaxed: Pieces
+    relaxed_pick: Order
     held: tuple[_Held, ...]
     filled: tuple[int, ...]  # values that must not be empty
     same: bool
 
-    def pieces(self, frame: Frame) -> tuple[tuple[bytes, ...], tuple[bytes, ...]] | None:
+    def pieces(self, frame: Frame) -> tuple[Pieces, Pieces] | None:
         """The content and its canonical form (one object when they are the same), or None for this recipient."""
         found = [read(frame) for read in self.reads]
         if None in found:
             return None
         values = cast("list[bytes]", found)
-        wire = self.order((*self.statics, *values))
+        wire = self.woven.copy()
+        wire[1::2] = self.pick(values)
         for number in self.filled:
             if not values[number]:
-                return wire, (_part_relaxed(wire),)
+                return wire, [_part_relaxed(wire)]
         if self.same:
             return wire, wire
         for held in self.held:
             value = values[held.number]
             if held.bare and (not value or value[0] in b" \t\r" or value[-1] in b" \t\n"):
-                return wire, (_part_relaxed(wire),)
-            value = _relaxed(held.before + value + held.after)
+                return wire, [_part_relaxed(wire)]
+            value = held.before + value + held.after
+            if b"  " in value or b" \r\n" in value or b"\t" in value:
+                value = _relaxed(value)
             values.append(value.removesuffix(b" ") if held.ends else value)
-        return wire, self.relaxed_order((*self.relaxed_statics, *values))
+        canonical = self.relaxed.copy()
+        canonical[1::2] = self.relaxed_pick(values)
+        return wire, canonical
 
 
 def _part_relaxed(wire: Sequence[bytes]) -> bytes:
@@ -167,14 +177,17 @@ def lay(head: bytes, pieces: Sequence[str | Key], slots: Mapping[Key, Slot], *, 
             at = held_places[place]
             relaxed_order.append(len(statics) + (numbers[piece] if at is None else len(numbers) + held.index(at)))
             place += 1
-    statics[:0], relaxed_statics[:0] = [head], [head]
-    order, relaxed_order = [0, *(at + 1 for at in order)], [0, *(at + 1 for at in relaxed_order)]
+    for texts, places in ((statics, order), (relaxed_statics, relaxed_order)):
+        if places and places[0] == 0 and len(texts) > 0:  # the part begins with text: the head goes in front of it
+            texts[0] = head + texts[0]
+        else:
+            texts.insert(0, head)
+            places[:] = [0, *(at + 1 for at in places)]
     return SevenBit(
         tuple(reads),
         tuple(statics),
-        chosen(order),
-        tuple(relaxed_statics),
-        chosen(relaxed_order),
+        *weave(statics, order),
+        *weave(relaxed_statics, relaxed_order),
         tuple(held),
         tuple(numbers[key] for key, use in uses.items() if use.filled),
         statics == relaxed_statics and not held,
@@ -275,7 +288,7 @@ def _reader(slot: Slot, use: _Use) -> Read:
 
     name = slot.field
     if not name or starts or closed:
-        return general
+        return _remembered(general, slot.depends)
     simple = (_SIMPLE_HTML if slot.html else _SIMPLE_TEXT).fullmatch
 
     def field(frame: Frame) -> bytes | None:
@@ -285,7 +298,28 @@ def _reader(slot: Slot, use: _Use) -> Read:
             return data if len(data) <= room else None
         return general(frame)
 
-    return field
+    return _remembered(field, slot.depends)
+
+
+def _remembered(read: Read, depends: str) -> Read:
+    """The same, by a look-up for values that came before. What does not fit is not kept: it is rare."""
+    if not depends:
+        return read
+    recall: Recall[str | int, bytes] = Recall()
+    known = recall.get
+
+    def look(frame: Frame) -> bytes | None:
+        value = frame.values.get(depends)
+        if type(value) is not str and type(value) is not int:  # True and 1.0 are equal to 1, and print otherwise
+            return read(frame)
+        data = known(value)
+        if data is None:
+            data = read(frame)
+            if data is not None:
+                recall.keep(value, data)
+        return data
+
+    return look
 
 
 def _block_reader(slot: Slot, use: _Use) -> Read:
@@ -313,7 +347,7 @@ def _block_reader(slot: Slot, use: _Use) -> Read:
             return None
         return data.replace(b"\n", b"\r\n")
 
-    return block
+    return _remembered(block, slot.depends)
 
 
 # ---- the canonical form

@@ -38,6 +38,7 @@ Key = tuple[object, ...]
 
 
 Order = Callable[[Sequence[bytes]], tuple[bytes, ...]]
+Pieces = list[bytes]
 
 
 def chosen(positions: Sequence[int]) -> Order:
@@ -47,16 +48,35 @@ def chosen(positions: Sequence[int]) -> Order:
     return lambda pieces: tuple(pieces[position] for position in positions)
 
 
+def weave(statics: Sequence[bytes], positions: Sequence[int]) -> tuple[Pieces, Order]:
+    """Places with text and value in turn: a list to copy whose every second item is to be filled, and what picks the
+    values for it (copying a list and filling every second place costs half of picking everything). positions: below
+    len(statics) a static string, from there on a value; two statics never follow each other."""
+    woven: Pieces = []
+    picked: list[int] = []
+    for position in positions:
+        if position < len(statics):
+            assert len(woven) % 2 == 0, "two static strings in a row"
+            woven.append(statics[position])
+        else:
+            woven += [b""] * (2 - len(woven) % 2)
+            picked.append(position - len(statics))
+    return woven, chosen(picked)
+
+
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Static strings and values in the order of the wire: order picks from statics + values."""
+    """Static strings and values in the order of the wire (`weave`)."""
 
     statics: tuple[bytes, ...]
     sources: tuple[Source, ...]
-    order: Order
+    woven: Pieces
+    pick: Order
 
-    def pieces(self, frame: Frame) -> tuple[bytes, ...]:
-        return self.order((*self.statics, *[source(frame) for source in self.sources]))
+    def pieces(self, frame: Frame) -> Pieces:
+        made = self.woven.copy()
+        made[1::2] = self.pick([source(frame) for source in self.sources])
+        return made
 
 
 class Seven(Protocol):
@@ -65,7 +85,7 @@ class Seven(Protocol):
     @property
     def statics(self) -> tuple[bytes, ...]: ...
 
-    def pieces(self, frame: Frame) -> tuple[tuple[bytes, ...], tuple[bytes, ...]] | None: ...
+    def pieces(self, frame: Frame) -> tuple[Pieces, Pieces] | None: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,8 +107,8 @@ class Variant:
         """The body, and its canonical form when that is another."""
         if self.prepare is not None:
             self.prepare(frame)
-        wire: list[bytes] = []
-        canonical: list[bytes] = []
+        wire: Pieces = []
+        canonical: Pieces = []
         differs = False
         for segment in self.segments:
             if isinstance(segment, Section):
@@ -222,10 +242,12 @@ def segments(wire: Wire) -> tuple[Strip | Section, ...]:
 def pack(wire: list[bytes | Source]) -> Strip:
     """Merges neighbours and numbers what is left: statics first, then each source once."""
     merged: list[bytes | Source] = []
-    # attachments stay the one object that all variants share
     for is_static, group in itertools.groupby(wire, lambda piece: isinstance(piece, bytes) and len(piece) < _LARGE):
         pieces = list(group)
-        merged += [b"".join(piece for piece in pieces if isinstance(piece, bytes))] if is_static else pieces
+        if is_static:
+            merged.append(b"".join(piece for piece in pieces if isinstance(piece, bytes)))
+        else:  # attachments stay the one object that all variants share
+            merged += [_always(piece) if isinstance(piece, bytes) else piece for piece in pieces]
     statics = [piece for piece in merged if isinstance(piece, bytes)]
     sources: dict[int, Source] = {}  # by identity: functions made here are not equal to one another
     for piece in merged:
@@ -240,4 +262,8 @@ def pack(wire: list[bytes | Source]) -> Strip:
             passed += 1
         else:
             positions.append(len(statics) + numbers[id(piece)])
-    return Strip(tuple(statics), tuple(sources.values()), chosen(positions))
+    return Strip(tuple(statics), tuple(sources.values()), *weave(statics, positions))
+
+
+def _always(data: bytes) -> Source:
+    return lambda frame: data

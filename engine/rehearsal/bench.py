@@ -63,7 +63,7 @@ from engine.rehearsal.verdicts import table
 from policy.ledger import JobStatus
 from policy.schema import open_store
 
-__all__ = ["Plan", "cpu_seconds", "play", "provider", "rsa_rate"]
+__all__ = ["Plan", "cpu_seconds", "figures", "play", "provider", "rsa_rate", "run"]
 
 DOMAINS: Final = 20
 # What our own sink plays. mix: an ordinary day of a large list; smart: far away, with hardly a refusal.
@@ -83,7 +83,8 @@ _BESIDE_SECONDS = 0.25  # of RSA before and after a run
 class Plan:
     """recipients: messages to send, a run each; deadline: seconds, 0 for 300 and more where there are many; workers:
     0 is one a core; wait: intake first, then delivery; sink: own, postfix or smtpd; scene: of SCENES; fast: signing by
-    multi-buffer (True), OpenSSL (False) or as the engine likes; chart: SVG file."""
+    multi-buffer (True), OpenSSL (False) or as the engine likes; chart: SVG file;
+    resolver: who says where the domains are, instead of routes."""
 
     recipients: tuple[int, ...] = (20_000,)
     deadline: float = 0.0
@@ -96,6 +97,7 @@ class Plan:
     tls: bool = False
     chunking: bool = False
     chart: Path | None = None
+    resolver: str = ""
 
     def seconds(self, recipients: int) -> float:
         """How long a run may take: 200 messages a second are too few for anybody."""
@@ -108,6 +110,7 @@ class Plan:
             workers=self.workers, providers=(provider(self.domains),), keep=0, tls=self.tls, chunking=self.chunking,
             sinks={**SINK, behaviour: f"{SCENES[self.scene]},name={behaviour}" if self.scene != "plain" else behaviour},
             sink=self.sink, signing={None: "", True: "multi-buffer", False: "openssl"}[self.fast],
+            resolver=self.resolver,
         )  # fmt: skip
         # 50 ms of somebody else's time each: what one connection carries is 20 messages a second
         return replace(plain, connections=1000, start=200) if self.scene == "smart" else plain
@@ -138,7 +141,7 @@ async def play(plan: Plan, console: Console, machine: Callable[[str], None]) -> 
     last: Run | None = None
     try:
         for recipients in plan.recipients:
-            last = await _run(plan, recipients, screen)
+            last = await run(plan, recipients, screen)
             told.append(figures(plan, last))
         screen.console.print(table(told))
     except StageError as error:
@@ -155,23 +158,24 @@ async def play(plan: Plan, console: Console, machine: Callable[[str], None]) -> 
     return 0 if whole["ok"] else 1
 
 
-async def _run(plan: Plan, recipients: int, screen: Screen) -> Run:
+async def run(plan: Plan, recipients: int, screen: Screen) -> Run:
+    """One run on a stage of its own. Raises StageError."""
     folder = Path(tempfile.mkdtemp(prefix="sales-push-bench-"))
-    run = Run(recipients)
+    seen = Run(recipients)
     try:
         async with RsaClock() as clock, Stage(folder, plan.setting) as stage:
             await clock.sample(_BESIDE_SECONDS)
-            run.workers = stage.workers
-            run.samples.rsa = clock.samples
-            beside = [asyncio.create_task(clock.keep_time()), asyncio.create_task(keep_looking(stage, run.samples))]
+            seen.workers = stage.workers
+            seen.samples.rsa = clock.samples
+            beside = [asyncio.create_task(clock.keep_time()), asyncio.create_task(keep_looking(stage, seen.samples))]
             try:
-                await _measure(stage, plan, run, screen)
+                await _measure(stage, plan, seen, screen)
             finally:
                 for task in beside:
                     task.cancel()
                 await asyncio.gather(*beside, return_exceptions=True)
             await clock.sample(_BESIDE_SECONDS)
-        return run
+        return seen
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

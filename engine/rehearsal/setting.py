@@ -36,7 +36,8 @@ _MANY_DOMAINS: Final = 64  # above it their routes are one pattern: a line of co
 class Setting:
     """How the stage is built. keep, keep_every: messages the sink keeps a provider; lasting: left running; sinks: what
     each behaviour asks of our own sink; sink: own, or one of `strangers.KINDS`; connections: to a site at most, start:
-    at first; signing: [engine.signing] implementation, "" to leave it out; tls: STARTTLS, and nothing without it."""
+    at first; signing: [engine.signing] implementation, "" to leave it out; tls: STARTTLS, and nothing without it;
+    resolver: ``address:port`` that names the domains' MX instead of routes, all of them at the first provider."""
 
     workers: int = 0
     providers: Sequence[Provider] = PROVIDERS
@@ -50,6 +51,7 @@ class Setting:
     signing: str = ""
     tls: bool = False
     chunking: bool = False
+    resolver: str = ""
 
     @property
     def worker_count(self) -> int:
@@ -64,6 +66,11 @@ def configuration(setting: Setting, ports: Mapping[str, int], tracker_port: int,
         for domain in _patterns(provider.domains)
     )
     tls = '\ntls = "required"' if setting.tls else ""
+    asked = ""
+    if setting.resolver:
+        port = ports[setting.providers[0].behaviour]
+        routes, tls = "", f"{tls}\nallow_private_targets = true\nmx_port = {port}"
+        asked = f'\n[engine.dns]\nservers = ["{setting.resolver}"]\n'
     signing = f'\n[engine.signing]\nimplementation = "{setting.signing}"\n' if setting.signing else ""
     return f"""# A rehearsal: everything on this host, providers simulated, hours compressed into seconds.
 [policy]
@@ -104,7 +111,7 @@ port = {ops_port}
 
 [engine.supervisor]
 drain_seconds = {DRAIN_SECONDS}
-{signing}"""
+{signing}{asked}"""
 
 
 def _patterns(domains: Sequence[str]) -> Sequence[str]:

@@ -148,8 +148,10 @@ class Outbound(msgspec.Struct, eq=False):
     address. data: the complete message, CRLF lines, ending in CRLF, *not* dot-stuffed (the dialogue does that).
     void_at: monotonic seconds from which RCPT may no longer be written (decision 7).
     proven: the data came from ``message.compose``, whose laws are that it has CRLF lines only and none that begins
-    with a dot (tests/laws/test_wire_laws.py); the 40 µs search for bare CR and LF and the 10 µs search for dots are
-    skipped. eight_bit: whether the data has octets above 127, worked out here. Raises AddressRefused or UnsafeData.
+    with a dot, and no octet above 127 but in the address of who gets it (tests/laws/test_wire_laws.py); the 40 µs
+    search for bare CR and LF, the 10 µs search for dots and the 1.4 µs for such octets are skipped. Nobody but the
+    courier may say it (tests/engine/test_proven.py). eight_bit: whether the data has octets above 127, worked out
+    here. Raises AddressRefused or UnsafeData.
     """
 
     key: object
@@ -168,7 +170,8 @@ class Outbound(msgspec.Struct, eq=False):
             raise UnsafeData("a message does not end with CRLF")
         if not self.proven:
             check_data(self.data)
-        self.eight_bit = not self.data.isascii()  # 1.2 us for 33 kB, asked for twice
+        if not (self.proven and self.recipient.isascii()):
+            self.eight_bit = not self.data.isascii()
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -95,3 +95,15 @@ async def test_who_no_longer_waits_is_passed_over(engine: Engine) -> None:
     assert await patient == 2
     with pytest.raises(asyncio.CancelledError):
         await impatient
+
+
+async def test_who_asks_again_the_moment_he_is_answered_is_answered_again(engine: Engine) -> None:
+    """They would find the flights taken by those that have just ended, and wait until somebody else asked."""
+    asking = Asking(engine)
+
+    async def often() -> None:
+        for _ in range(20):
+            await asking.ask(lambda conn: 1)
+
+    async with asyncio.timeout(10):
+        await asyncio.gather(*[often() for _ in range(FLIGHTS)])

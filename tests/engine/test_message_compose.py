@@ -176,6 +176,46 @@ def test_a_null_is_absent_and_may_be_asked_for() -> None:
     assert "<p>Zo&#235;!</p>" in page(read(program, simple(name="Zoë")))
 
 
+@pytest.mark.parametrize(
+    ("source", "fields"),
+    [
+        ('{{ name|replace("a", "b") }}', {}),
+        ('{{ name|replace("a", "b")|upper }}', {"name": None}),
+        ('{% if city %}{{ name|replace("a", "b") }}{% endif %}', {"city": "Graz"}),
+        ('{{ offers|first|replace("a", "b") }}', {"offers": [None]}),
+        ('{{ offers|join(", ") }}', {"offers": ["tea", None]}),
+    ],
+)
+def test_what_is_absent_is_not_printed_by_a_filter_either(source: str, fields: dict[str, object]) -> None:
+    """Two filters are ours, and said "None"."""
+    program = compiled(replace(SERVICE, subject="x", html=f"<p>{source}</p>"))
+    with pytest.raises(Unwritable, match="missing"):
+        compose(Permit(5, 7, 0.0), program, simple(**fields), DATE)
+
+
+def test_a_default_in_front_of_a_filter_is_what_it_gets() -> None:
+    program = compiled(replace(SERVICE, subject="x", html='<p>{{ name|default("friend")|replace("f", "F") }}</p>'))
+
+    assert "<p>Friend</p>" in page(read(program, simple()))
+
+
+@pytest.mark.parametrize("value", [5.0, -0.0, 2.5, 1e22, float(2**62), 7, True])
+def test_a_block_prints_the_same_number_alone_and_in_company(value: float) -> None:
+    """By a block alone, by blocks rendered together, and by those when another value rules out the short way."""
+    block, two = "{% if name %}{{ price }}{% endif %}", "{% if price %}{% endif %}{% if name %}!{% endif %}"
+    shown = {
+        page(read(compiled(replace(SERVICE, subject="x", html=f"<p>{source}</p>")), simple(price=value, **fields)))
+        .replace("!", "")
+        .rstrip()
+        for source, fields in (
+            (block, {"name": "Joe"}),
+            (block + two, {"name": "Joe"}),
+            (block + two, {"name": {"first": "Joe"}}),
+        )
+    }
+    assert len(shown) == 1
+
+
 def test_an_error_holds_no_value() -> None:
     program = compiled(
         replace(SERVICE, subject="x", html="{% if secret > 3 %}{{ secret|round }}{% endif %}{{ secret|int }}")

@@ -280,6 +280,32 @@ async def test_simultaneous_questions_are_one_and_a_cancelled_caller_is_not_the_
     assert one.statistics()["asking"] == 0
 
 
+async def test_domains_of_one_mx_set_share_the_site_until_an_address_is_old() -> None:
+    clock = Clock()
+    records = {"MX": [(10, "mx1.a.com"), (20, "mx2.a.com")]}
+    zone = Zone({f"d{number}.com": records for number in range(300)}, ttl=300.0)
+    zone.names["other.com"] = {"MX": [(20, "mx1.a.com"), (10, "mx2.a.com")]}  # the same hosts, preferred otherwise
+    zone.names |= {"mx1.a.com": {"A": [V4]}, "mx2.a.com": {"A": [V4_TOO]}}
+    one = resolver(zone, clock=clock)
+
+    sites = {id(await one.resolve(f"d{number}.com")) for number in range(200)}
+    other = await one.resolve("other.com")
+
+    assert len(sites) == 1
+    assert isinstance(other, Site)
+    assert other.hosts[0].name == "mx2.a.com"
+    assert one.statistics()["mx_sets"] == 2
+    assert sum(count for (kind, _), count in zone.asked.items() if kind == "A") == 2
+    zone.names["mx1.a.com"] = {"A": [V6]}
+    clock.now += 299
+    await one.resolve("d200.com")
+    assert zone.asked["A", "mx1.a.com"] == 1
+    clock.now += 2
+    moved = await one.resolve("d201.com")
+    assert isinstance(moved, Site)
+    assert moved.hosts[0].ip == V6, "no address is dialled longer than DNS said"
+
+
 @pytest.mark.parametrize(("ttl", "kept"), [(0.0, MIN_TTL), (300.0, 300.0), (2.0**31, MAX_TTL)])
 async def test_answers_are_kept_for_a_sane_time(ttl: float, kept: float) -> None:
     clock, zone = Clock(), Zone({"a.com": {"A": [V4]}}, ttl=ttl)

@@ -24,7 +24,8 @@ from engine.client import AsyncProducer, JobProblem, Producer, chunks
 from engine.queue.lanes import Lanes, LeaseRequest
 from engine.queue.slices import Contents, Header, Lost, open_slice
 from policy import keyspace, schema
-from policy.address import normalise, tag_of
+from policy.address import mref_of, normalise, tag_of
+from policy.events import Batch, Event, Kind, encode_batch
 from policy.gate import Mode
 from policy.instants import DAY_US, HOUR_US, SECOND_US, rfc3339, week_of
 from policy.keys import Keyring, open_sealed
@@ -126,6 +127,11 @@ class World:
                 return
             await asyncio.sleep(0.005)
         raise AssertionError(f"the intake does not come to rest: {[intake.counts for intake in intakes]}")
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not holds():  # another task's commit
+                await asyncio.sleep(0.01)
 
     async def slices(self) -> list[tuple[Header, Contents]]:
         found = []
@@ -246,6 +252,31 @@ async def test_a_job_with_its_people_reaches_the_lanes(world: World) -> None:
     terms, expansion = acceptance.terms(payload, world.keyring)
     assert (expansion.required, expansion.one_line) == (["name"], ["name"])
     assert terms.job_key not in (payload.job_key, payload.payload)
+
+
+async def test_a_lost_job_is_taken_up_under_the_key_that_named_its_people(world: World) -> None:
+    """T12: with another key whoever had an end would be somebody else, and be written to again."""
+    job = world.job(recipients=people(3))
+    await world.submit(job)
+    await world.settle(world.intake("one"))
+    number = world.status().number
+    stored = world.reader.job_payload(number)
+    assert stored is not None
+    terms, _ = acceptance.terms(stored, world.keyring)
+    people_of = {mref_of(terms.job_key, f"p{n}@d{n}.example") for n in range(3)}
+    await world.writer.job_state(number, "lost")
+    async for key in world.redis.scan_iter(match="sp:*"):  # what a restored store does not hold
+        await world.redis.delete(key)
+    lost = [Event(Kind.LOST, mref, 1, world.clock()) for mref in people_of]
+    await world.redis.xadd(keyspace.events(3), {"b": encode_batch(Batch(number, "d0.example", lost))})
+    await world.until(lambda: world.status().done_at is not None)
+    two = world.intake("two")
+    await world.submit(job)
+    await world.settle(two)
+    assert (world.status().number, world.status().state) == (number, "sending")
+    again, _ = await two.filling.terms(number, "")
+    assert again.job_key == terms.job_key
+    assert len(await world.queued()) == 3
 
 
 async def test_two_workers_share_an_audience_in_any_order(world: World) -> None:

@@ -113,7 +113,11 @@ async def test_a_job_is_accepted_once(world: PolicyWorld) -> None:
     assert (first.status, first.state, first.account, first.list) == ("new", "accepted", 1, 1)
     same = await world.ask.accept_job(record(world, payload=b"another sealing", job_key=b"another"))
     assert (same.status, same.number) == ("same", first.number)
-    assert (same.payload, same.job_key) == (first.payload, first.job_key)  # the first offer's
+    kept = world.reader.job_payload(first.number)
+    assert kept is not None
+    assert (same.payload, same.job_key) == (kept.payload, kept.job_key)  # the first offer's
+    assert len({same.payload, b"another sealing", b""}) == 3
+    assert (first.payload, first.job_key) == (b"", b"")  # who offered them has them
     assert (await world.ask.accept_job(record(world, hash=b"x" * 32))).status == "conflict"
     assert (await world.ask.accept_job(record(world, account="nobody"))).status == "unknown-account"
     stored = world.reader.job_payload(first.number)
@@ -165,6 +169,36 @@ async def test_chunks_once_and_a_conflict_stops_the_job(world: PolicyWorld) -> N
     assert error.value.kind == "ended"
 
 
+async def test_a_job_brings_its_only_entry(world: PolicyWorld) -> None:
+    """In one transaction with the job; asked for again it is the same entry, with other bytes a conflict."""
+    first = await accept(world, entry_hash=b"a" * 32, entry_rows=7)
+    assert (first.status, first.state, first.has_entry) == ("new", "expanding", True)
+    assert _state(world, first.number) == "expanding"
+    again = await accept(world, entry_hash=b"a" * 32, entry_rows=7)
+    assert (again.status, again.number, again.has_entry) == ("same", first.number, False)
+    assert await world.ask.chunk(first.number, 0, b"a" * 32, 7) == "same"
+    await world.ask.job_state(first.number, "cancelled")
+    status = world.reader.job_status(first.number, AT)
+    assert status is not None
+    assert (status.rows_submitted, status.chunks) == (7, 1)  # what is known when it is cancelled
+    other = await accept(world, "other", entry_hash=b"a" * 32, entry_rows=7)
+    assert await world.ask.chunk(other.number, 0, b"b" * 32, 7) == "conflict"
+    assert _state(world, other.number) == "cancelled"
+
+
+async def test_sizes_told_together_are_taken_each_for_itself(world: PolicyWorld) -> None:
+    one, two = (await accept(world, job_id="one")).number, (await accept(world, job_id="two")).number
+    await world.ask.expanded(one, 3)
+    told = await world.ask.expanded_all([(one, 4), (two, 2), (999, 1), (one, 3)])
+    assert [refused.partition(":")[0] for refused in told] == ["conflict", "", "not-found", ""]
+    assert (_state(world, one), _state(world, two)) == ("sending", "sending")
+    with pytest.raises(WireError) as error:
+        await world.ask.expanded(999, 1)
+    assert error.value.kind == "not-found"
+    await tell(world, Batch(two, "one.example", delivered(1, 2)))
+    await done(world, two)
+
+
 def _state(world: PolicyWorld, number: int) -> str:
     status = world.reader.job_status(number, AT)
     assert status is not None
@@ -176,8 +210,9 @@ def _state(world: PolicyWorld, number: int) -> str:
 
 async def test_every_row_ends_once_and_the_job_is_done(world: PolicyWorld) -> None:
     """I6: rows submitted = the sum of the terminal states; T9: done only with the last event; its keys go."""
-    number = (await accept(world)).number
-    for partition in (0, partition_of("one.example"), partition_of("two.example")):
+    number = (await accept(world, chunks_expected=2)).number
+    everywhere = number % keyspace.PARTITIONS, *map(partition_of, ("one.example", "two.example", "invalid"))
+    for partition in everywhere:  # where its marks are, and where somebody was asked about or put
         await world.redis.hset(keyspace.job(partition, number), mapping={"nb": 2, "st": "sending"})
         await world.redis.setbit(keyspace.chunks_put(partition, number), 0, 1)
         await world.redis.hset(keyspace.duplicates(partition, number, 1), "fingerprint", "0")

@@ -425,7 +425,7 @@ TRUSTED = st.lists(
 
 @given(TRUSTED, st.text(max_size=8), st.lists(st.text(max_size=4) | st.none(), max_size=3), st.integers() | st.none())
 def test_trusting_is_the_same_or_nothing(source: str, a: str, c: list[str | None], n: int | None) -> None:
-    values: dict[str, object] = {"a": a, "b": "<&>", "c": c, "n": n, "f": 1.5, "t": True}
+    values: dict[str, object] = {"a": a, "b": "<&>", "c": c, "n": n, "f": -15, "t": True}
     if not may_trust(source) or not all_plain(values):
         return
     renderer = Renderer(contexts.FILTERS)
@@ -444,8 +444,8 @@ def test_trust_is_not_given_away() -> None:
     assert may_trust("{% if a %}{{ a|upper }}{% endif %}")
     for source in ("{{ none }}", "{{ a|min }}", "{{ (a)|sp_url }}", "{% set x = Null %}"):
         assert not may_trust(source)
-    assert all_plain({"a": "x", "b": [1, "y", True, 2.5]})
-    holding: list[object] = [None, [None], {}, [[1]]]
+    assert all_plain({"a": "x", "b": [1, "y", True]})
+    holding: list[object] = [None, [None], {}, [[1]], 5.0, [2.5]]  # floats: a finalizer gets 5.0 as 5
     for value in holding:
         assert not all_plain({"a": value})
     renderer = Renderer(contexts.FILTERS)

@@ -40,6 +40,8 @@ def test_nothing_composed_needs_the_search_it_is_spared(program: Program, one: s
         check_data(message.wire)
     except UnsafeData as error:
         raise AssertionError("a composed message has a bare CR or LF") from error
-    sent = body(Outbound(None, "", "x@them", message.wire, proven=True))
+    outbound = Outbound(None, "", "x@them", message.wire, proven=True)
+    sent = body(outbound)
     assert sent == stuffed(message.wire)
+    assert outbound.eight_bit is not message.wire.isascii()
     assert b"\r\n.\r\n" not in sent
