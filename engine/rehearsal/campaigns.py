@@ -80,7 +80,7 @@ def census(audience: Audience) -> Census:
 
 
 def first(name: str, *, wait: bool = False) -> dict[str, Any]:
-    """The newsletter: 30 kB, 25 links, tracked for those who agreed. name: the job id."""
+    """The newsletter: 26 kB, 25 links, tracked for those who agreed. name: the job id."""
     return {
         **_job(name),
         "subject": newsletter.SUBJECT,

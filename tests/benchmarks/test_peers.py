@@ -58,7 +58,7 @@ def test_the_corpus_is_what_ours_sends(letters: tuple[Path, corpus.Corpus]) -> N
 
     assert len(made) == COUNT
     assert len(set(made.recipients)) == COUNT
-    assert 34_000 < made.mean_bytes < 50_000
+    assert 33_000 < made.mean_bytes < 36_000
     for recipient, wire in zip(made.recipients, messages, strict=True):
         assert f"<{recipient}>".encode() in wire.partition(b"\r\n\r\n")[0]
         assert wire.endswith(b"\r\n")
