@@ -802,7 +802,7 @@ async def test_two_offers_of_a_lost_job_take_it_up_once(world: PolicyWorld) -> N
 
 @contextlib.asynccontextmanager
 async def engine() -> AsyncIterator[MailWorld]:
-    async with mail_world("slow:0:name=slow,delay=0.03") as mail:
+    async with mail_world("slow:0:name=slow,delay=0.1") as mail:
 
         async def keep() -> None:
             while True:
@@ -848,7 +848,7 @@ async def test_a_campaign_submitted_after_the_copy_is_lost_and_comes_back() -> N
     async with engine() as mail:
         copy = copied(mail.policy)
         campaign = job("younger")
-        await mail.submit(campaign, rows(60, "a.slow.test"))
+        await mail.submit(campaign, rows(300, "a.slow.test"))
 
         async def some_are_sent() -> bool:
             return bool((await mail.sink_counts())["slow"]["accepted"] >= 20)
@@ -856,7 +856,7 @@ async def test_a_campaign_submitted_after_the_copy_is_lost_and_comes_back() -> N
         await until(some_are_sent, 60.0)
         await come_back(mail.policy, copy)
         await over(mail.policy, 1, "lost")
-        await mail.submit(campaign, rows(60, "a.slow.test"))
+        await mail.submit(campaign, rows(300, "a.slow.test"))
         told = await over(mail.policy, 1, "done")
-        assert told.counts == {"delivered": 60}
-        assert (await mail.sink_counts())["slow"]["accepted"] == 60
+        assert told.counts == {"delivered": 300}
+        assert (await mail.sink_counts())["slow"]["accepted"] == 300
