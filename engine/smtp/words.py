@@ -149,9 +149,9 @@ class Outbound(msgspec.Struct, eq=False):
     void_at: monotonic seconds from which RCPT may no longer be written (decision 7).
     proven: the data came from ``message.compose``, whose laws are that it has CRLF lines only and none that begins
     with a dot, and no octet above 127 but in the address of who gets it (tests/laws/test_wire_laws.py); the 40 µs
-    search for bare CR and LF, the 10 µs search for dots and the 1.4 µs for such octets are skipped. Nobody but the
-    courier may say it (tests/engine/test_proven.py). eight_bit: whether the data has octets above 127, worked out
-    here. Raises AddressRefused or UnsafeData.
+    search for bare CR and LF and the 1.4 µs for such octets are skipped; dots are searched for all the same
+    (`lines.stuffed`). Nobody but the courier may say it (tests/engine/test_proven.py). eight_bit: whether the data
+    has octets above 127, worked out here. Raises AddressRefused or UnsafeData.
     """
 
     key: object

@@ -1,4 +1,4 @@
-"""`Outbound.proven` spares the search for dots and bare line ends, so nothing may say it that was not composed here."""
+"""`Outbound.proven` spares two searches (bare line ends, octets above 127): nobody but the composer may say it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Law where composer and conversation meet: what is composed goes out unsearched, because a search would find nothing.
+"""Law where composer and conversation meet: a search of what is composed would find nothing.
 
-`engine.smtp.lines.body` trusts ``proven`` messages; `engine.message` promises them. Neither knows the other, so the
-promise is asked for here, with what a stranger can put into a message: a field in the subject, at the beginning of a
+``proven`` messages are not searched for bare line ends and octets above 127; `engine.message` promises that there are
+none, and no line that begins with a dot (`stuffed` looks all the same). Neither knows the other, so the promise is
+asked for here, with what a stranger can put into a message: a field in the subject, at the beginning of a
 line of text, in HTML between tags, in an attribute.
 """
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.message import Campaign, OpenSSLSigner, Program, sign_batch
-from engine.smtp.lines import body, stuffed
+from engine.smtp.lines import stuffed
 from engine.smtp.words import Outbound, UnsafeData, check_data
 from tests.laws.test_message_laws import compiled, plain, unsigned_of
 
@@ -41,7 +42,6 @@ def test_nothing_composed_needs_the_search_it_is_spared(program: Program, one: s
     except UnsafeData as error:
         raise AssertionError("a composed message has a bare CR or LF") from error
     outbound = Outbound(None, "", "x@them", message.wire, proven=True)
-    sent = body(outbound)
-    assert sent == stuffed(message.wire)
+    assert stuffed(message.wire) is message.wire
     assert outbound.eight_bit is not message.wire.isascii()
-    assert b"\r\n.\r\n" not in sent
+    assert b"\r\n.\r\n" not in message.wire
