@@ -6,6 +6,7 @@ parsed, nothing connected yet) to the last message at the sink.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import importlib.metadata
 import json
@@ -28,7 +29,7 @@ _WORKER: Final = Path(__file__).with_name("nodemailer_worker.cjs")
 _START_SECONDS: Final = 30.0
 
 
-class _Library:
+class _Library(abc.ABC):
     """The part all clients share: start the processes, say go, wait for the sink."""
 
     name = ""
@@ -36,8 +37,9 @@ class _Library:
     def __init__(self, processes: int) -> None:
         self.processes = processes
 
+    @abc.abstractmethod
     def command(self, place: Place, key: Path, port: int, setting: Setting, first: int, count: int) -> list[str]:
-        raise NotImplementedError
+        """The command line of one process."""
 
     def run(self, place: Place, setting: Setting, count: int, keep: int = 0) -> Run:
         key = place.folder / "dkim.pem"

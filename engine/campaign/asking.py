@@ -17,6 +17,8 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine
 
+from engine.campaign.gathering import hand_out
+
 FLIGHTS: Final = 2  # one at SQLite while the other is being put together
 MOST: Final = 64  # questions of a transaction
 
@@ -64,13 +66,7 @@ class Asking:
                 for _, future in some:
                     future.cancel()
                 raise
-            for (_, future), answer in zip(some, answers, strict=True):
-                if future.done():
-                    continue
-                if isinstance(answer, Exception):
-                    future.set_exception(answer)
-                else:
-                    future.set_result(answer)
+            hand_out([future for _, future in some], answers)
 
     def _answer(self, questions: list[Question]) -> list[Any]:
         answers: list[Any] = []

@@ -19,6 +19,17 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 
+def hand_out(futures: Sequence[asyncio.Future[A]], answers: Sequence[A | Exception]) -> None:
+    """Everybody hears his own; an answer that is an Exception is raised to who asked."""
+    for future, answer in zip(futures, answers, strict=True):
+        if future.done():
+            continue
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+
 class Gathering(Generic[Q, A]):
     """send(questions): the answers, in order; an answer that is an Exception is raised to who asked. failures: of a
     call for several that are no word about the store as a whole."""
@@ -55,13 +66,7 @@ class Gathering(Generic[Q, A]):
             for _, future in some:
                 future.cancel()
             raise
-        for (_, future), answer in zip(some, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
+        hand_out([future for _, future in some], answers)
 
     async def _answers(self, questions: list[Q]) -> Sequence[A | Exception]:
         try:
