@@ -37,9 +37,19 @@ _CALLS_A_CONNECTION: Final = 256
 Run = Callable[[msgspec.Raw], Awaitable[Any]]
 
 
-def handlers(operations: object) -> dict[str, Run]:
-    """For every name of wire.OPERATIONS the method ``op_<name>``, with its arguments decoded by annotation."""
-    return {name: _handler(name, getattr(operations, f"op_{name}")) for name in wire.OPERATIONS}
+def handlers(*groups: object) -> dict[str, Run]:
+    """Every method ``op_<name>`` of these objects by its name, its arguments decoded by annotation. Raises ValueError
+    when two groups have one name."""
+    found: dict[str, Run] = {}
+    for group in groups:
+        for attribute in dir(group):
+            if not attribute.startswith("op_"):
+                continue
+            name = attribute.removeprefix("op_")
+            if name in found:
+                raise ValueError(f"two operations are called {name}")
+            found[name] = _handler(name, getattr(group, attribute))
+    return found
 
 
 def _handler(name: str, method: Callable[..., Awaitable[Any]]) -> Run:

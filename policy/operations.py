@@ -4,8 +4,8 @@ Law: an operation that returns is committed; where the gate or the trackers must
 Every operation may be repeated: acceptance is idempotent by job id and hash, chunks by number and hash, the rest by
 what it says (suppressed is suppressed).
 
-The methods are found by name (`policy.wire.OPERATIONS`), their arguments decoded by their annotations
-(`policy.doorway`). A job without a list gets the account's list "default": its opt-out links have to name one.
+The methods are found by their names, their arguments decoded by their annotations (`policy.doorway`). A job without a
+list gets the account's list "default": its opt-out links have to name one.
 
 Known limits: `withdraw` and `restrict` know a person by (account, tag); who is not in the vault cannot withdraw there,
 and needs not: nothing is remembered of them.

@@ -2,7 +2,7 @@
 
 Law: a column without ``personal``, ``purpose`` and ``retention`` does not exist, and there are no JSON blobs: a
 free-form column defeats the inventory (P-01). A person is a subject number, a weekly pseudonym or a keyed tag;
-the one address is sealed in `subject` (decision 13). Classes R0 to R8 are those of requirements 4.3.
+the one address is sealed in `subject` (decision 13). Classes R0 to R8 and RH are those of requirements 4.3.
 
 One code path, two stores (decision 15): SQLite (STRICT tables, WAL) embedded, PostgreSQL by URL. One process writes
 (the policy process); all others open ``mode=ro``, because SQLite before 3.51.3 can corrupt a database that two
@@ -381,10 +381,207 @@ audit = _table(
     autoincrement=True,
 )
 
+_c = _Columns("proof for the people concerned of how far the erasure of their data is (P-17, P-54)", "R6")
+erasure = _table(
+    "erasure",
+    _c("number", INT, primary_key=True),
+    _c("subject", BIG, personal="random number of a person whose identity is gone"),
+    _c("account", INT),
+    _c("tag", BLOB, personal="keyed suppression tag"),
+    _c("partition", SMALL),
+    _c("lane", TEXT, personal="keyed domain reference"),
+    _c("cause", TEXT, CheckConstraint("cause in ('request', 'minor', 'account', 'replay')", name="cause")),
+    _c("state", TEXT, CheckConstraint("state in ('suppressed', 'shredded', 'purged')", name="state")),
+    _c("request", INT, null=True),
+    _c("begun", BIG),
+    _c("shredded", BIG, null=True),
+    _c("purged", BIG, null=True),
+    _c("records", BIG),
+    Index(None, "state"),
+    Index(None, "subject"),
+    autoincrement=True,
+)
+purge = _table(
+    "purge",
+    _c("erasure", INT, ForeignKey("erasure.number"), primary_key=True, autoincrement=False, retention="R0"),
+    _c("job", BIG, primary_key=True, autoincrement=False, retention="R0"),
+    _c("mref", BIG, primary_key=True, autoincrement=False, personal="keyed reference of a message", retention="R0"),
+    rowid=False,
+)
+
+_c = _Columns("what must be kept of one person beyond its class: claims, law, a decision about them (P-21)", "RH")
+hold = _table(
+    "hold",
+    _c("number", INT, primary_key=True),
+    _c("subject", BIG, personal="subject number"),
+    _c("reason", TEXT, personal="as the officer gave it"),
+    _c("authority", TEXT),
+    _c("actor", TEXT),
+    _c("placed", BIG),
+    _c("review", BIG),
+    _c("released", BIG, null=True),
+    Index(None, "subject"),
+    autoincrement=True,
+)
+held = _table(
+    "held",
+    _c("id", BIG, primary_key=True),
+    _c("hold", INT, ForeignKey("hold.number")),
+    _c("place", TEXT),
+    _c("day", INT),
+    _c("record", BLOB, personal="copy of a record under hold, sealed"),
+    _c("at", BIG),
+    Index(None, "hold"),
+)
+
+_c = _Columns("proof that each class went at its boundary, once (P-10)", "R7")
+sweep = _table(
+    "sweep",
+    _c("retention", TEXT, primary_key=True),
+    _c("place", TEXT, primary_key=True),
+    _c("day", INT, primary_key=True, autoincrement=False),
+    _c("account", INT, primary_key=True, autoincrement=False),  # 0: all; else a class shortened by that account
+    _c("rows", BIG),
+    _c("digest", BLOB),
+    _c("at", BIG),
+    rowid=False,
+)
+_c = _Columns("an account may keep less than the classes allow, never more (P-10)", "R4")
+shortening = _table(
+    "shortening",
+    _c("account", INT, ForeignKey("account.number"), primary_key=True, autoincrement=False),
+    _c("retention", TEXT, primary_key=True),
+    _c("days", INT, CheckConstraint("days >= 0", name="days")),
+    _c("since", BIG),
+    rowid=False,
+)
+
+_c = _Columns("to carry out the rights of the people concerned in time, and to prove it (P-45, P-51)", "R6")
+request = _table(
+    "request",
+    _c("number", INT, primary_key=True),
+    _c("ticket", TEXT, unique=True),
+    _c(
+        "kind",
+        TEXT,
+        CheckConstraint(
+            "kind in ('access', 'rectification', 'erasure', 'restriction', 'portability', 'objection', 'withdrawal',"
+            " 'minor')",
+            name="kind",
+        ),
+    ),
+    _c("role", TEXT, CheckConstraint("role in ('contact', 'holder')", name="role")),
+    _c("account", INT, null=True),  # none: every account, and the platform
+    _c("address", BLOB, null=True, personal="address as given, sealed; gone with the end of an erasure"),
+    _c("tag", BLOB, personal="keyed suppression tag"),
+    _c("partition", SMALL),
+    _c("channel", TEXT, CheckConstraint("channel in ('api', 'cli', 'mail', 'letter', 'page')", name="channel")),
+    _c("jurisdiction", TEXT),
+    _c("state", TEXT),
+    _c("identity", TEXT, CheckConstraint("identity in ('open', 'asked', 'proved', 'by-hand')", name="identity")),
+    _c("details", BLOB, null=True, personal="what was asked for, sealed"),
+    _c("received", BIG),
+    _c("due", BIG),
+    _c("extended", BIG, null=True),
+    _c("closed", BIG, null=True),
+    _c("outcome", TEXT),
+    _c("ground", TEXT),
+    Index(None, "tag"),
+    Index(None, "state", "due"),
+    autoincrement=True,
+)
+request_step = _table(
+    "request_step",
+    _c("request", INT, ForeignKey("request.number"), primary_key=True, autoincrement=False),
+    _c("seq", INT, primary_key=True, autoincrement=False),
+    _c("at", BIG),
+    _c("actor", TEXT),
+    _c("act", TEXT),
+    _c("state", TEXT),
+    _c("note", BLOB, null=True, personal="as the officer wrote it, sealed"),
+    rowid=False,
+)
+proof = _table(
+    "proof",
+    _c("hash", BLOB, primary_key=True),  # of a random token that only the mailbox was sent
+    _c("request", INT, ForeignKey("request.number")),
+    _c("expires", BIG),
+    _c("used", BIG, null=True),
+    rowid=False,
+)
+rectification = _table(
+    "rectification",
+    _c("id", BIG, primary_key=True),
+    _c("subject", BIG, personal="subject number"),
+    _c("field", TEXT),
+    _c("state", TEXT, CheckConstraint("state in ('corrected', 'contested')", name="state")),
+    _c("value", BLOB, null=True, personal="the corrected value, or the note to a contested one, sealed"),
+    _c("request", INT, null=True),
+    _c("at", BIG),
+    Index(None, "subject"),
+)
+
+_c = _Columns("who looked at whose data, why (P-38), for the account of the use (P-43)", "R6")
+reading = _table(
+    "reading",
+    _c("id", BIG, primary_key=True),
+    _c("at", BIG),
+    _c("day", INT),
+    _c("actor", TEXT, personal="role or keyed reference of who read"),
+    _c("purpose", TEXT),
+    _c("what", TEXT),
+    _c("subject", BIG, personal="subject number; 0: more than one"),
+    _c("account", INT),
+    _c("count", INT),
+    _c("query", BLOB),
+    Index(None, "subject"),
+    Index(None, "day"),
+)
+_c = _Columns("to whom else somebody's data went, on what ground (P-33, P-43)", "R6")
+disclosure = _table(
+    "disclosure",
+    _c("id", BIG, primary_key=True),
+    _c("at", BIG),
+    _c("day", INT),
+    _c("subject", BIG, personal="subject number; 0: of an account as a whole"),
+    _c("account", INT),
+    _c("recipient", TEXT),
+    _c("purpose", TEXT),
+    _c("basis", TEXT),
+    _c("what", TEXT),
+    _c("count", INT),
+    _c("actor", TEXT),
+    _c("gag_until", BIG, null=True),
+    Index(None, "subject"),
+    Index(None, "day"),
+)
+
+_c = _Columns("proof that the audit chain was not cut or rewritten", "R7")
+checkpoint = _table(
+    "checkpoint",
+    _c("seq", BIG, primary_key=True, autoincrement=False),  # of the last line it covers
+    _c("hash", BLOB),
+    _c("at", BIG),
+    _c("key_id", TEXT),
+    _c("signature", BLOB),
+    _c("exported", BIG, null=True),
+)
+_c = _Columns("what copies of the data exist, and how old they are (P-11)", "R7")
+backup = _table(
+    "backup",
+    _c("number", INT, primary_key=True),
+    _c("at", BIG),
+    _c("digest", BLOB),
+    _c("bytes", BIG),
+    _c("ends", BIG),  # when it is to be destroyed
+    _c("destroyed", BIG, null=True),
+    autoincrement=True,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One column of the inventory. personal: what of a person it holds ("none"); retention: class R0 to R8."""
+    """One column of the inventory. personal: what of a person it holds ("none"); retention: class R0 to R8, or RH."""
 
     column: str
     personal: str

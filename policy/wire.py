@@ -28,15 +28,6 @@ CALL_SECONDS: Final = 30.0  # a big resolve behind a busy drain takes < 1 s; lon
 CONNECT_SECONDS: Final = 5.0
 _LENGTH = struct.Struct(">I")
 
-OPERATIONS: Final = (
-    "ping", "statistics",
-    "accept_job", "chunk", "expanded", "expanded_all", "reject_note", "job_state",
-    "resolve", "consents",
-    "suppress", "unsuppress", "opt_out", "withdraw", "restrict",
-    "account_add", "account_freeze", "list_add", "topic_add",
-    "halt_account", "halt_domain",
-)  # fmt: skip
-
 
 class WireError(Exception):
     """The writer answered that it did not do it. kind is a slug: refused, not-found, ambiguous, redis, internal, …"""
