@@ -269,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import uvloop
 
         _allow_many_files()
+        _give_way()
         return uvloop.run(_serve(plan))
     except ProviderError as error:
         print(f"rehearsal server: {error}", file=sys.stderr)
@@ -283,6 +284,13 @@ def _allow_many_files() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _give_way() -> None:
+    """No preemption by waking up: on shared cores every message would throw the sender off its core for one of ours.
+    A remote server would not; and our own work is cheaper by a third for coming in runs (36 us a message, was 50)."""
+    with contextlib.suppress(AttributeError, OSError):  # Linux only; a container may forbid it
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 async def _serve(plan: Plan) -> int:
