@@ -8,7 +8,7 @@ Laws:
 - lines are served in the order they asked, whatever site they belong to: a slow site does not hold a fast one back.
 
 One round: lines that want messages, up to `ROUND` recipients in all · one question to the gate for all of them ·
-refusals recorded · the others composed and signed, so many lines together as make a batch of eight, whatever job and
+refusals recorded · the others composed and signed, so many lines together as make a batch, whatever job and
 site they are of, and put on their lines. Several rounds run at a time,
 so that one composes while the others' questions are on their way (21 % of two cores were idle with two).
 """
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from engine.delivery.courier import Courier
     from engine.delivery.desk import Desk, Line
 
-ROUND = 32  # recipients asked about at a time: four batches of eight signatures, about 12 ms of composing
-BATCH = 8  # messages signed together: what multi-buffer RSA takes at once (decision 2)
+ROUND = 32  # recipients asked about at a time: two batches, about 12 ms of composing
+# Messages composed and signed together: two calls of multi-buffer RSA. 3 % less CPU each than in eights, because both
+# find their code and data in the caches more often.
+BATCH = 16
 ROUNDS = 4
 
 Order = tuple["Desk", Connection, "Line"]
