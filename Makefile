@@ -25,7 +25,7 @@ SEED ?= 1
 WORKERS ?= 2
 SOURCES := engine tracker policy benchmarks tests
 
-.PHONY: help demo test debian fast check lint format types contracts bench chaos chaos-matrix chaos-blocked bench-queue bench-peers bench-ledger docs lock clean
+.PHONY: help demo test debian fast check lint format types contracts bench chaos chaos-matrix chaos-blocked bench-queue bench-peers bench-ledger policy-table docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -107,6 +107,9 @@ chaos-matrix: $(VENV)/.dev ## What {always, everysec} lose at kill -9, full disk
 
 chaos-blocked: $(VENV)/.dev ## A blocked provider's 10,000 domains beside 100 free ones: what these keep; one line of JSON
 	@$(BIN)/python -m tests.chaos.blocked $(BLOCKED)
+
+policy-table: $(VENV)/.dev ## Each promise of the privacy policy, its tests, and whether they guard it; one line of JSON
+	@$(BIN)/python -m tests.promises
 
 docs: $(VENV)/.dev ## docs/configuration.md from the settings models
 	@mkdir -p docs
