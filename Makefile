@@ -15,6 +15,7 @@ BUILD := deploy/requirements-build.txt
 RUNTIME := deploy/requirements.txt
 DEV := deploy/requirements-dev.txt
 FAST := deploy/requirements-fast.txt
+POSTGRES := deploy/requirements-postgres.txt
 LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
 	--no-emit-index-url --no-header --no-annotate
 # One test process per core of the smallest machine we build on; 0 runs them in one, for a debugger.
@@ -116,12 +117,13 @@ docs: $(VENV)/.dev ## docs/configuration.md from the settings models
 	$(BIN)/sales-push config --markdown > docs/configuration.md.new
 	mv docs/configuration.md.new docs/configuration.md
 
-lock: $(VENV)/.dev ## Resolve the dependencies again (needs the network); commit the four files
+lock: $(VENV)/.dev ## Resolve the dependencies again (needs the network); commit the five files
 	$(PIP) uv
 	$(LOCK) deploy/requirements-build.in -o $(BUILD)
 	$(LOCK) pyproject.toml -o $(RUNTIME)
 	$(LOCK) pyproject.toml --extra dev -c $(RUNTIME) -o $(DEV)
 	$(LOCK) pyproject.toml --extra fast -c $(RUNTIME) -o $(FAST)
+	$(LOCK) pyproject.toml --extra postgres -c $(RUNTIME) -o $(POSTGRES)
 
 clean: ## Remove the environment and everything made here
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache build dist demo-data

@@ -64,6 +64,7 @@ from engine.smtp.words import PATIENCE, Step
 from policy import logs, valkey
 from policy.fence import Fence
 from policy.keys import Keyring, KeyringError
+from policy.keysource import source_of
 from policy.ledger import Reader
 from policy.schema import open_store
 from policy.settings import ConfigError, PolicySettings, Problem, load
@@ -83,10 +84,11 @@ PERMIT_LIFE = 12.0  # seconds a killed worker's connections stay counted; renewe
 class Keys:
     """The keyring as it is now: weekly keys come, and are destroyed."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, settings: PolicySettings) -> None:
+        self._folder = settings.keys_dir
+        self._source = source_of(settings)
         self._seen = self._changed()
-        self.current = Keyring.load(folder)
+        self.current = self._source.load()
 
     def __call__(self) -> Keyring:
         return self.current
@@ -100,7 +102,7 @@ class Keys:
                 continue
             self._seen, read_at = seen, time.monotonic()
             try:
-                fresh = await asyncio.to_thread(Keyring.load, self._folder)
+                fresh = await asyncio.to_thread(self._source.load)
             except (KeyringError, OSError):
                 log.exception("the keys could not be read again; the ones in memory stay in use")
                 continue
@@ -227,7 +229,7 @@ async def _work(index: int, policy: PolicySettings, settings: EngineSettings) ->
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    keys = Keys(policy.keys_dir)
+    keys = Keys(policy)
     fence = Fence()
     redis = valkey.connect(policy.redis_address(), fence)
     store = open_store(policy.sql_address(), writer=False)

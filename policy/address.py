@@ -11,6 +11,19 @@ Laws:
 Domains are lower-case A-labels by UTS 46 (package idna): the standard library's codec makes ``faß.de`` somebody
 else's ``fass.de``. Nearly all mail is plain ASCII, which takes the fast path: one regular expression, domain cached.
 
+What `normalise` does, and nothing else (narrow on purpose: a rule too many silences a stranger):
+
+    domain      lower-case A-label, UTS 46 without transitional mapping, one dot at its end forgiven when looked up
+    local part  invisible characters out, NFKC, case folded, needless quotes and backslashes of a quoted string out
+    kept        dots, ``+tags``, hyphens, accents: ``bob.b``, ``bobb`` and ``bob+x`` are three people
+
+`provider_canonical` does more for the two domains that document it (gmail.com, googlemail.com: no dots, no ``+tag``).
+It is never sent to and never names a person: an opt-out or complaint enters its tag beside the address's own, and
+expansion asks about it where it is another one.
+
+Tags have generations: `chain` makes the tag of a further pepper from the last one's, without an address
+(`policy.peppers`).
+
 Known limits: address literals (``@[192.0.2.1]``) and all-numeric top labels are refused, we deliver by MX only and a
 resolver might read the latter as an IP address; comments and folding white space of RFC 5322 headers are refused;
 SMTPUTF8 local parts are NFC, as RFC 6532 3.1 asks. Characters that show nothing (format, private, unassigned) are
@@ -31,6 +44,7 @@ MAX_LOCAL = 64  # octets, RFC 5321 4.5.3.1.1
 MAX_DOMAIN = 255  # octets, RFC 5321 4.5.3.1.2; the DNS allows 253 of text
 MAX_PATH = 254  # octets: 4.5.3.1.3 says 256 with the angle brackets
 TAG_BYTES = 12
+PEPPER_BYTES = 32  # a generation's; a pepper is all of them one behind another, the oldest first (`chain`)
 
 _ATEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\-"  # RFC 5322 3.2.3
 _PLAIN = re.compile(rf"([{_ATEXT}]+(?:\.[{_ATEXT}]+)*)@([A-Za-z0-9.-]+)", re.ASCII)
@@ -205,7 +219,7 @@ def _fold(text: str) -> str:
 # Providers that document both: dots mean nothing, and what follows "+" is the reader's own label. A second tag for
 # opt-outs and complaints only. No rule for other providers: cutting at "-" or "+" everywhere would silence strangers
 # (style.md 1.4 on mox).
-_DOTLESS = frozenset({"gmail.com", "googlemail.com"})
+DOTLESS = frozenset({"gmail.com", "googlemail.com"})
 
 
 def provider_canonical(normalised: str) -> str:
@@ -214,15 +228,25 @@ def provider_canonical(normalised: str) -> str:
     The domain stays what it is, googlemail.com too: the gate looks in the partition of the domain it delivers to.
     """
     local, _, domain = normalised.rpartition("@")
-    if domain not in _DOTLESS or local.startswith('"'):
+    if domain not in DOTLESS or local.startswith('"'):
         return normalised
     bare = local.partition("+")[0].replace(".", "")
     return f"{bare}@{domain}" if bare else normalised
 
 
 def tag_of(pepper: bytes, normalised: str) -> bytes:
-    """The 12-byte suppression tag of a normalised address."""
-    return blake2b(normalised.encode(), digest_size=TAG_BYTES, key=pepper, person=b"sp-tag").digest()
+    """The 12-byte suppression tag of a normalised address. pepper: `policy.keys.Keyring.pepper`."""
+    first = pepper[:PEPPER_BYTES]
+    tag = blake2b(normalised.encode(), digest_size=TAG_BYTES, key=first, person=b"sp-tag").digest()
+    return tag if len(pepper) == len(first) else chain(pepper[PEPPER_BYTES:], tag)
+
+
+def chain(peppers: bytes, tag: bytes) -> bytes:
+    """The tag after further generations of the pepper, which need no address: tag2 = BLAKE2b(pepper2, tag1)."""
+    for at in range(0, len(peppers), PEPPER_BYTES):
+        key = peppers[at : at + PEPPER_BYTES]
+        tag = blake2b(tag, digest_size=TAG_BYTES, key=key, person=b"sp-tag-chain").digest()
+    return tag
 
 
 def domain_tag(pepper: bytes, domain: str) -> bytes:

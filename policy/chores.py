@@ -5,7 +5,7 @@ acceptance. Deleting the entry is not enough, the log of writes still holds it; 
 intake has ended, and at the latest every `clear_seconds` while it goes on. `IntakeClearing.age` is the metric.
 
     `IntakeClearing.look`   every second: watch the intake stream, ask for BGREWRITEAOF, check that it succeeded
-    `turn_keys`             every hour: this week's keys made, slice keys of long ago destroyed (decision 3)
+    `turn_keys`             every hour: this week's keys made, slice and wrapping keys past their time destroyed
     `free_jobs`             jobs that are over leave no key in any partition; `free_places`: where they have some
 
 Known limits: a server that refuses BGREWRITEAOF (some managed ones) is reported by the metric growing and one log line.
@@ -23,9 +23,10 @@ import redis.exceptions
 import structlog
 from sqlalchemy import Connection
 
-from policy import audit, keyspace
+from policy import audit, keyspace, rewrapping
 from policy.instants import week_of
-from policy.keys import destroy_old, ensure_week
+from policy.keys import KeyringError, due
+from policy.keysource import Folder, Source, born
 from policy.store import Store
 from policy.valkey import Client
 
@@ -35,6 +36,7 @@ _QUIET_SECONDS: Final = 3.0  # no new entry for so long: the burst is over
 _META_FIELD: Final = "cleared"  # last intake id that a finished rewrite has left behind
 _FREED_AT_ONCE: Final = 128  # jobs a round: a transactional burst ends hundreds a second
 _KEYS_AT_ONCE: Final = 1024  # keys an UNLINK, under a millisecond of the server's time
+_KEPT: Final = {"queue": 1, "kek": 2}  # weekly keys that stay however old they are (decisions 3 and 13)
 _MARGIN: Final = 0.8  # begin early enough for the rewrite itself: 10 min allowed, asked for after 8
 
 
@@ -124,30 +126,38 @@ class IntakeClearing:
             await self._redis.hset(keyspace.META, _META_FIELD, seen)
 
 
-async def turn_keys(store: Store, folder: Path, now_us: int) -> bool:
-    """Make what is missing for this week, destroy slice keys past their time; True: load the keyring again.
+async def turn_keys(store: Store, source: Source | Path, now_us: int) -> bool:
+    """Make what is missing for this week, destroy slice and wrapping keys past their time; True: load keys again.
 
-    A folder that cannot be written is somebody else's to turn: an error in the log, every hour, and nothing changes.
+    A source that cannot be written is somebody else's to turn: an error in the log, every hour, and nothing changes.
     """
+    keys = Folder(source) if isinstance(source, Path) else source
     week = week_of(now_us)
 
-    def destroy(conn: Connection) -> list[int]:
-        weeks = destroy_old(folder, now_us)  # a key destroyed without its line is possible (the commit may fail), and
-        for old in weeks:  # is told by the log; a line without its act would be a lie
-            audit.append(conn, now_us, "policy", "key-destroyed", f"key/queue.{old}", "retention", "done")
-        return weeks
+    def destroy(conn: Connection) -> dict[str, list[int]]:
+        gone: dict[str, list[int]] = {}
+        for name, keep in _KEPT.items():
+            weeks = due(born(conn, name, keys.weeks(name), now_us), now_us, keep)
+            gone[name] = rewrapping.doomed(conn, weeks) if name == "kek" else weeks
+            keys.destroy(name, gone[name])  # a key destroyed without its line is possible (the commit may fail), and is
+            for old in gone[name]:  # told by the log; a line without its act would be a lie
+                audit.append(conn, now_us, "policy", "key-destroyed", f"key/{name}.{old}", "retention", "done")
+        return gone
 
+    made = False
     try:
-        made = await asyncio.to_thread(ensure_week, folder, week)
+        made = await asyncio.to_thread(keys.ensure_week, week)
         destroyed = await store.write(destroy)
-    except OSError as error:
-        log.error("keys cannot be made or destroyed: is their folder read-only?", week=week, error=error.strerror)
-        return False
+    except (OSError, KeyringError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        log.error("keys cannot be made or destroyed: is their folder read-only?", week=week, error=why)
+        return made
     if made:
         log.info("keys of a new week made", week=week)
-    if destroyed:
-        log.info("slice keys destroyed", weeks=destroyed)
-    return made or bool(destroyed)
+    for name, weeks in destroyed.items():
+        if weeks:
+            log.info("keys destroyed", name=name, weeks=weeks)
+    return made or any(destroyed.values())
 
 
 async def free_job(redis_client: Client, number: int) -> None:

@@ -17,6 +17,12 @@ Hot path: 10,000 events/s over millions of rows (benchmarks/ledger.py: 9 to 11 Â
 Hence tuples and ``executemany`` on the driver, one upsert a counter and transaction, one draw of nonces, domains
 numbered in memory. Our own share is 3 Âµs; the rest is SQLite logging one random page for each row and index, so bigger
 transactions are cheaper: the writer lets events gather while there are many, and takes more at once when it is behind.
+
+Who was erased of late (`policy.latecomers`, empty in the normal case) loses in these transactions what identifies;
+what was refused as erased never has any. Counters stay exact (I6), and the visit of an erased person is not kept.
+
+On PostgreSQL, where these tables are divided by day (policy.partitions), the identity is asked in one question a
+transaction and table first: a slice settled twice around midnight would have a row on each day otherwise.
 """
 
 from __future__ import annotations
@@ -24,18 +30,19 @@ from __future__ import annotations
 import functools
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from policy import keyspace, statements
 from policy.events import TERMINAL, Batch, Hit, Kind, Reason
 from policy.gate import Mode
 from policy.instants import DAY_US, HOUR_US
-from policy.schema import counter, domain, message
+from policy.latecomers import Guard
+from policy.schema import counter, domain, job, message
 from policy.store import mark
 from policy.streams import read_events as read_events  # tests of T12 read by this name
 
@@ -43,9 +50,12 @@ TAG_AAD: Final = b"sp-ledger-tag"
 _NONCE: Final = 12  # bytes
 _DOMAINS_KEPT: Final = 200_000
 _ATTEMPTS_A_CHUNK: Final = 1 << 16
+_MESSAGE: Final = "job, mref, kind, reason, domain, code, enhanced, attempts, at, day, pseudonym, tag_sealed, tls, note"
+_HISTORY: Final = "job, mref, attempt, kind, at, day, reason, code, enhanced, note"
 _TERMINAL: Final = frozenset(int(kind) for kind in TERMINAL)
 _REFUSED: Final = int(Kind.REFUSED)
 _DUPLICATE: Final = int(Reason.DUPLICATE)
+_ERASED: Final = int(Reason.ERASED)
 _BITS: Final = {keyspace.events(partition): 1 << partition for partition in range(keyspace.PARTITIONS)}
 
 
@@ -54,16 +64,16 @@ class _Statements:
 
     def __init__(self, dialect: str) -> None:
         insert = functools.partial(statements.insert, dialect)
-        self.message = insert(
-            "message",
-            "job, mref, kind, reason, domain, code, enhanced, attempts, at, day, pseudonym, tag_sealed, tls, note",
-            "(job, mref) DO NOTHING",
-        )
-        self.history = insert(
-            "history",
-            "job, mref, attempt, kind, at, day, reason, code, enhanced, note",
-            "(job, mref, attempt, kind) DO NOTHING",
-        )
+        self.message = insert("message", _MESSAGE, "DO NOTHING")
+        self.history = insert("history", _HISTORY, "DO NOTHING")
+        # where ``day`` stands in the keys (PostgreSQL), one identity could have a row on each of two days
+        self.known: dict[str, str] = {}
+        self.copied = {self.message: ("message", _MESSAGE), self.history: ("history", _HISTORY)}
+        if dialect != "sqlite":
+            self.known = {
+                self.message: statements.known("message", "job, mref"),
+                self.history: statements.known("history", "job, mref, attempt, kind"),
+            }
         self.counter = insert(
             "counter",
             "job, domain, kind, reason, n",
@@ -96,9 +106,12 @@ class Recorded:
 
 
 class EventBook:
-    """Writes batches and hits. One a process; its memory of domain numbers is only ever behind, never wrong."""
+    """Writes batches and hits. One a process; its memory of domain numbers is only ever behind, never wrong.
 
-    def __init__(self, dialect: str, service_key: bytes) -> None:
+    guard: who was erased of late; filled by `policy.erasing`."""
+
+    def __init__(self, dialect: str, service_key: bytes, guard: Guard | None = None) -> None:
+        self.guard = Guard() if guard is None else guard
         self._sql = _Statements(dialect)
         self._aes = AESGCM(service_key)
         self._domains: dict[str, int] = {"": 0}
@@ -108,6 +121,9 @@ class EventBook:
     def record(self, conn: Connection, items: Iterable[tuple[str, str, Batch]]) -> Recorded:
         """One transaction's worth of batches, with the cursors that pass them. Idempotent by identity."""
         items = list(items)
+        late: list[tuple[int, int, int]] = []
+        if self.guard:
+            items, late = self.guard.sift(conn, items)
         numbers = self._number_domains(conn, {batch.domain for _, _, batch in items})
         messages: list[tuple[Any, ...]] = []
         histories: list[tuple[Any, ...]] = []
@@ -134,6 +150,7 @@ class EventBook:
         self._many(conn, self._sql.counter, [(*key, n) for key, n in counts.items()])
         for number in self.lost & recorded.terminal.keys():
             _found(conn, number, recorded.terminal[number])
+        self.guard.enlist(conn, late)
         self._many(conn, self._sql.cursor, list(last.items()))
         recorded.folded = recorded.events - sum(counts.values())
         return recorded
@@ -161,7 +178,7 @@ class EventBook:
                 )  # fmt: skip
                 continue
             sealed = None
-            if e.tag:
+            if e.tag and e.reason != _ERASED:  # nobody will complain of what was never sent
                 at = drawn + _NONCE * place
                 nonce = nonces[at : at + _NONCE]
                 sealed = nonce + aes.encrypt(nonce, e.tag, TAG_AAD)
@@ -206,6 +223,11 @@ class EventBook:
     ) -> list[tuple[Any, ...]]:
         """Insert what is new; the marks (one a row, in order) of the rows that were. executemany tells only the sum:
         when it is short, the batch is undone to a savepoint and asked row by row (after crashes only)."""
+        if sql in self._sql.known:
+            rows, marks = self._unknown(conn, self._sql.known[sql], rows, marks)
+            if rows:
+                statements.copy(conn, *self._sql.copied[sql], rows)
+            return marks
         if not rows:
             return []
         savepoint = conn.begin_nested()
@@ -215,12 +237,35 @@ class EventBook:
         savepoint.rollback()
         return [mark for row, mark in zip(rows, marks, strict=True) if conn.exec_driver_sql(sql, row).rowcount == 1]
 
+    def _unknown(
+        self, conn: Connection, known: str, rows: list[tuple[Any, ...]], marks: list[tuple[Any, ...]]
+    ) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        """Rows (with their marks) whose identity has no row yet on any day, each identity once. True until the commit:
+        a writer's transaction holds the writer's lock (policy.schema)."""
+        width = known.count("bigint[]")
+        fresh: dict[tuple[Any, ...], int] = {}
+        for place, row in enumerate(rows):
+            fresh.setdefault(row[:width], place)
+        if not fresh:
+            return [], []
+        columns = [list(column) for column in zip(*fresh, strict=True)]
+        for identity in conn.exec_driver_sql(known, (*columns, self._since(conn, set(columns[0])))):
+            del fresh[tuple(identity)]
+        return [rows[place] for place in fresh.values()], [marks[place] for place in fresh.values()]
+
+    def _since(self, conn: Connection, jobs: set[int]) -> int:
+        """The first day on which any of these jobs can have rows: older days need not be looked at."""
+        told = select(func.count(), func.min(job.c.accepted_at)).where(job.c.number == func.any(sorted(jobs)))
+        found, earliest = conn.execute(told).one()
+        return int(earliest) // DAY_US - 1 if found == len(jobs) else 0  # clocks of hosts differ by less than a day
+
     def record_hits(self, conn: Connection, items: Iterable[tuple[str, str, list[Hit]]]) -> int:
         """Visits, as much of each as its mode allows (decision 12); how many were looked at."""
         sums: dict[tuple[int, int, int, int], int] = defaultdict(int)
         days: dict[tuple[int, int], int] = {}
         rows: list[tuple[Any, ...]] = []
         last: dict[str, str] = {}
+        erased = self.guard.mrefs
         seen = 0
         for stream, identity, hits in items:
             last[stream] = identity
@@ -228,6 +273,9 @@ class EventBook:
                 seen += 1
                 if h.mode == Mode.OFF:
                     continue  # no consent, no row: not even in a sum
+                if erased and h.mref in erased:
+                    self.guard.dropped += 1
+                    continue
                 if (
                     h.mode == Mode.DELIVERABILITY
                 ):  # the day of the last open and nothing else, no count (tracking.md 3.1)
@@ -261,6 +309,12 @@ class EventBook:
             for row in conn.execute(select(domain.c.name, domain.c.number).where(domain.c.name.in_(some))):
                 self._fresh[row.name] = row.number
         return numbers | self._fresh
+
+    def forget(self, names: Sequence[str]) -> None:
+        """Domains whose rows are gone: whoever comes back gets a new number."""
+        for name in names:
+            self._domains.pop(name, None)
+            self._fresh.pop(name, None)
 
     def committed(self) -> None:
         """The last `record` is in the store: only now may its new domain numbers be remembered."""

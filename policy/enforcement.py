@@ -26,10 +26,11 @@ import redis.exceptions
 import structlog
 from sqlalchemy import Connection, Engine, insert, select, update
 
-from policy import halts, keyspace, negative, suppression
+from policy import halts, keyspace, negative, remembering, suppression
 from policy.crashpoints import reach
 from policy.schema import cursor, job
 from policy.store import Store
+from policy.tombstones import Tombstones
 from policy.valkey import Client
 
 log = structlog.get_logger()
@@ -71,6 +72,7 @@ class Enforcement:
         self._waiting: deque[tuple[Change, asyncio.Future[Any]]] = deque()
         self._turn: asyncio.Task[None] | None = None
         self._gate = asyncio.Lock()  # one round, or one rebuild, at a time: the order of pushes is the order of commits
+        self.tombstones: Tombstones | None = None  # told of what must outlive a backup, before the commit
         self.behind = False
         self.pushed = 0  # the commit number that Redis took last
         self.enforced = 0
@@ -152,6 +154,8 @@ class Enforcement:
             total.negative += effects.negative
             total.words |= effects.words
             total.jobs |= effects.jobs
+        if self.tombstones is not None:
+            self.tombstones.append(remembering.lines_of(conn, total, self._clock()))
         commit = commit_number(conn) + 1
         _set_commit_number(conn, commit)
         return results, suppression.fields(conn, total.tags, self._clock()), total, commit

@@ -16,11 +16,25 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final, cast
 
 from sqlalchemy import Connection, select
 
-from policy import accounts, audit, consent, halts, jobs, keyspace, negative, statements, suppression, vault
+from policy import (
+    accounts,
+    audit,
+    consent,
+    erasure,
+    halts,
+    jobs,
+    keyspace,
+    lapsing,
+    negative,
+    statements,
+    suppression,
+    vault,
+)
 from policy.address import parse_domain
 from policy.enforcement import Effects, Enforcement, commit_number
 from policy.jobs import Refused
@@ -31,6 +45,7 @@ from policy.store import Store
 from policy.wire import Accepted, ConsentRow, Halted, JobRecord, Resolved, SuppressionRecord
 
 _EVERYWHERE: Final = range(keyspace.PARTITIONS)
+_GONE: Final = Resolved(0, 0)  # erased between the gate's answer and this question: nobody new is made of them
 
 
 class Operations:
@@ -172,10 +187,13 @@ class Operations:
         return cast(Halted, await self.enforcement.apply(change))
 
     async def op_resolve(self, account: int, week: int, rows: list[tuple[bytes, int, str]]) -> list[Resolved]:
-        found = await self.store.write(
-            lambda conn: vault.resolve(conn, self._keyring(), account, rows, week, self._clock())
-        )
-        return [Resolved(subject, pseudonym) for subject, pseudonym in found]
+        def work(conn: Connection) -> list[Resolved]:
+            gone = erasure.erased_among(conn, account, [tag for tag, _, _ in rows])
+            asked = [row for row in rows if row[0] not in gone] if gone else rows
+            found = iter(vault.resolve(conn, self._keyring(), account, asked, week, self._clock()))
+            return [_GONE if tag in gone else Resolved(*next(found)) for tag, _, _ in rows]
+
+        return await self.store.write(work)
 
     async def op_consents(self, account: int, rows: list[ConsentRow]) -> int:
         tracked = {row.subject for row in rows if row.purpose in consent.TRACKING}
@@ -198,7 +216,7 @@ class Operations:
             )
             for entry in entries
         ]  # fmt: skip
-        return int(await self.enforcement.apply(lambda conn, effects: _suppress(conn, effects, wanted)))
+        return int(await self.enforcement.apply(lambda conn, effects: self._suppress(conn, effects, wanted)))
 
     async def op_unsuppress(self, tag: bytes, partition: int, scope: int, scope_id: int) -> int:
         def change(conn: Connection, effects: Effects) -> int:
@@ -213,7 +231,7 @@ class Operations:
 
     async def op_opt_out(self, list: int, partition: int, tag: bytes, source: str) -> None:
         entry = suppression.Entry(tag, partition, suppression.Scope.LIST, list, "opt-out", self._clock(), source[:64])
-        await self.enforcement.apply(lambda conn, effects: _suppress(conn, effects, [entry]))
+        await self.enforcement.apply(lambda conn, effects: self._suppress(conn, effects, [entry]))
 
     async def op_withdraw(self, account: int, tag: bytes, purpose: str, source: str = "preferences") -> bool:
         now = self._clock()
@@ -232,7 +250,7 @@ class Operations:
             if purpose == "mail_marketing":  # the gate asks suppressions, not consent: put it where it looks (T4)
                 scope = suppression.Scope.ACCOUNT
                 entry = suppression.Entry(tag, person.partition, scope, account, "opt-out", now, source[:64])
-                _suppress(conn, effects, [entry])
+                self._suppress(conn, effects, [entry])
             return True
 
         return bool(await self.enforcement.apply(change))
@@ -248,6 +266,19 @@ class Operations:
                 effects.negative.append((number, "restricted", negative.add(conn, number, "restricted", now)))
 
         await self.enforcement.apply(change)
+
+    def _suppress(self, conn: Connection, effects: Effects, entries: list[suppression.Entry]) -> int:
+        """An opt-out or complaint holds for the mailbox too, in whatever spelling its provider takes (policy.address).
+        How many entries changed: of those given."""
+        filed = [
+            replace(entry, tag=tag)
+            for entry in entries
+            if entry.reason in ("opt-out", "complaint")
+            and (tag := vault.canonical_tag(conn, self._keyring(), entry.tag, entry.partition)) is not None
+        ]
+        if filed:
+            _suppress(conn, effects, filed)
+        return _suppress(conn, effects, entries)
 
     async def op_account_add(
         self,
@@ -319,10 +350,9 @@ def _listed(conn: Connection, subjects: set[int]) -> set[int]:
 
 
 def _lift(conn: Connection, effects: Effects, subjects: set[int], now: int) -> None:
-    """Off the negative list, for those who withdrew, agreed anew later and agreed to everything they withdrew from."""
+    """Off the negative list, for those whose consent was withdrawn or ended, and who agree to all of it again."""
     for number in sorted(_listed(conn, subjects)):
-        if negative.standing(conn, number) != "withdrawn":
+        if negative.standing(conn, number) not in lapsing.CAUSES:
             continue
-        withdrawn = [purpose for purpose in consent.TRACKING if consent.withdrawn(conn, [number], purpose)]
-        if all(number in consent.standing(conn, [number], purpose, now) for purpose in withdrawn):
+        if consent.is_whole(conn, number, now):
             effects.negative.append((number, negative.LIFTED, negative.lift(conn, number, now)))

@@ -35,8 +35,9 @@ Value = str | int | bool | None
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Known:
-    """A person as one account knows them. key: the subject's own key, b"" once it is destroyed; pseudonyms of the weeks
-    that the ledger still keeps, by week."""
+    """A person as one account knows them. subject: 0 where the vault has no number for them, places that hold them by
+    tag or address (the intake, held chunks) may know them all the same; key: the subject's own key, b"" once it is
+    destroyed; pseudonyms of the weeks that the ledger still keeps, by week."""
 
     subject: int
     account: int
@@ -63,7 +64,8 @@ class Person:
 
     @property
     def subjects(self) -> frozenset[int]:
-        return frozenset(one.subject for one in self.known)
+        """Never 0: that is nobody, in every place."""
+        return frozenset(one.subject for one in self.known if one.subject)
 
     @property
     def accounts(self) -> frozenset[int]:

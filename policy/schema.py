@@ -4,7 +4,8 @@ Law: a column without ``personal``, ``purpose`` and ``retention`` does not exist
 free-form column defeats the inventory (P-01). A person is a subject number, a weekly pseudonym or a keyed tag;
 the one address is sealed in `subject` (decision 13). Classes R0 to R8 and RH are those of requirements 4.3.
 
-One code path, two stores (decision 15): SQLite (STRICT tables, WAL) embedded, PostgreSQL by URL. One process writes
+One code path, two stores (decision 15): SQLite (STRICT tables, WAL) embedded, PostgreSQL by URL, where `message`,
+`history` and `hit` are divided by day and have ``day`` in their keys (policy.partitions). One process writes
 (the policy process); all others open ``mode=ro``, because SQLite before 3.51.3 can corrupt a database that two
 connections checkpoint at once. The writer commits with ``synchronous=FULL``: an opt-out acknowledged is on the disk
 (T11), and deletes with ``secure_delete=ON``.
@@ -43,6 +44,7 @@ from sqlalchemy import (
     create_engine,
     event,
     make_url,
+    text,
 )
 from sqlalchemy.pool import StaticPool
 
@@ -188,6 +190,7 @@ job = _table(
     _c("reason", TEXT, null=True),
     UniqueConstraint("account", "job_id"),
     Index(None, "state"),
+    Index(None, "done_at"),
     autoincrement=True,
 )
 job_chunk = _table(
@@ -252,6 +255,13 @@ consent = _table(
     _c("recorded_at", BIG),
     _c("withdrawn", SMALL),
     _c("expires_at", BIG, null=True),
+    # what ends is looked for by its end, and is rare
+    Index(
+        "ix_consent_expires_at",
+        "expires_at",
+        sqlite_where=text("expires_at IS NOT NULL"),
+        postgresql_where=text("expires_at IS NOT NULL"),
+    ),
     # one act an instant and purpose: the evidence a job repeats with every campaign is kept once
     UniqueConstraint("subject", "purpose", "given_at", "withdrawn"),
     Index(None, "recorded_at"),
@@ -399,6 +409,7 @@ erasure = _table(
     _c("records", BIG),
     Index(None, "state"),
     Index(None, "subject"),
+    Index(None, "tag"),
     autoincrement=True,
 )
 purge = _table(
@@ -597,6 +608,10 @@ def inventory() -> Iterator[Item]:
             yield Item(f"{table.name}.{column.name}", info["personal"], info["purpose"], info["retention"])
 
 
+class StoreError(Exception):
+    """This store cannot be opened here."""
+
+
 WAL_AUTOCHECKPOINT_PAGES = 64 * 1024 * 1024 // 4096  # ecosystem.md a: 64 MiB beats the default of 4 MiB by a third
 _BUSY_TIMEOUT_MS = 30_000
 _CACHE_KIB = {True: 256 * 1024, False: 32 * 1024}  # writer, reader
@@ -607,12 +622,11 @@ def open_store(url: str, *, writer: bool) -> Engine:
 
     SQLite: a writer holds one connection and begins every transaction IMMEDIATE, so what it reads first it may change;
     a reader opens ``mode=ro`` and sees one snapshot a transaction. The database is made (0600) by a writer only;
-    its tables by `upgrade`. Over PostgreSQL a reader's transactions are READ ONLY.
+    its tables by `upgrade`. PostgreSQL: the same, by an advisory lock and by REPEATABLE READ, READ ONLY.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        engine = create_engine(parsed, pool_pre_ping=True)
-        return engine if writer else engine.execution_options(postgresql_readonly=True)
+        return _open_postgresql(parsed, writer=writer)
     if parsed.database in (None, "", ":memory:"):
         engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     else:
@@ -651,6 +665,37 @@ def open_store(url: str, *, writer: bool) -> Engine:
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
+
+    return engine
+
+
+_WRITER_LOCK = 0x73705F777269  # "sp_wri": advisory locks are numbers, one space a database
+
+
+def _open_postgresql(url: URL, *, writer: bool) -> Engine:
+    """Laws of `open_store` on PostgreSQL. Each transaction of a writer takes the writer's lock first (BEGIN IMMEDIATE):
+    writers of several hosts take turns, and what is asked before an insert is still true at the insert (policy.drains
+    needs that, where ``day`` stands in every key). The lock ends with its transaction, however that ends."""
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if writer:
+        options |= {"pool_size": 1, "max_overflow": 0}
+    try:
+        engine = create_engine(url, **options)
+    except ModuleNotFoundError as error:
+        raise StoreError(f"PostgreSQL needs {error.name}: pip install sales-push[postgres]") from None
+    if not writer:
+        return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET synchronous_commit = on")  # whatever the server's own: an answer means durable (T11)
+            cursor.execute(f"SET lock_timeout = {_BUSY_TIMEOUT_MS}")
+        connection.commit()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
 
     return engine
 

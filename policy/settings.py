@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from policy.address import AddressError, parse
+from policy.classes import RetentionSettings
 from policy.configuration import (
     CONFIG_VARIABLE,
     ConfigError,
@@ -28,6 +29,7 @@ from policy.configuration import (
     origins,
     table_of,
 )
+from policy.rights.settings import RightsSettings
 
 __all__ = [
     "CONFIG_VARIABLE", "ConfigError", "Officer", "PolicySettings", "Problem", "annotate", "config_file", "load",
@@ -93,6 +95,11 @@ class PolicySettings(BaseSettings):
         default_factory=_under("keys"),
         description="Folder of key files (0700, files 0600). May be elsewhere: a backup should not hold both.",
     )
+    keys_command: list[str] = Field(
+        default=[],
+        description="Program and arguments that print the keys as JSON, instead of keys_dir (policy.keysource); it is "
+        "also asked to make and to destroy weekly keys. Empty: keys_dir. DKIM keys stay in keys_dir.",
+    )
     redis_url: Annotated[str, AfterValidator(_url_without_password)] = Field(
         default="",
         description="unix:///path, redis://host:port/0 or rediss://…; empty: embedded server (decision 16).",
@@ -134,6 +141,28 @@ class PolicySettings(BaseSettings):
         ge=10.0,
         le=600.0,
         description="Seconds a plain address from the intake may stay in the append-only file (decision 18: 10 min).",
+    )
+    retention: RetentionSettings = Field(
+        default_factory=RetentionSettings,
+        description="How long each class is kept: shorter than by default, never longer.",
+    )
+    rights: RightsSettings = Field(default_factory=RightsSettings, description="Rights of the people concerned.")
+    tombstones_dir: Path = Field(
+        default_factory=_under("tombstones"),
+        description="Folder of the erasure ledger, which a restored backup must replay: keep it out of the backups, on "
+        "another disk (P-11).",
+    )
+    checkpoints_dir: Path | None = Field(
+        default=None,
+        description="Folder for signed checkpoints of the audit chain: a mount of another host. Without it and without "
+        "a command, the log is the only place elsewhere.",
+    )
+    checkpoints_command: tuple[str, ...] = Field(
+        default=(), description="Program and arguments that read a checkpoint on their input and keep it elsewhere."
+    )
+    reading_limits: dict[str, Annotated[int, Field(ge=0)]] = Field(
+        default={"support": 200, "operator": 2000, "officer": 0, "service": 0},
+        description="People whose data an actor of a role may read in a day; 0: no limit; not named: reads nothing.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severity that is logged, for every role."

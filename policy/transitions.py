@@ -77,6 +77,9 @@ STEPS: Final = (
     Step("finish", POLICY, "T9"),  # the job's last row is in the ledger
     Step("suppress", POLICY, "T11"),  # SQL has it
     Step("enforce", POLICY, "T11"),  # Redis has it; then the answer
+    Step("shred", POLICY, "T11"),  # the keys and the identity of an erased person go
+    Step("purge", POLICY, "T11"),  # a place gives up what it has of them
+    Step("receipt", POLICY, "T11"),  # nothing is left anywhere
     Step("clear", POLICY, "T12"),  # a run of Redis is compared with SQL and let in
 )
 
@@ -121,6 +124,7 @@ def _recipients() -> Iterator[Transition]:
     for source in (QUEUED, DEFERRED, IN_DOUBT):
         yield Transition("recipient", source, LEASED, "lease")
         yield Transition("recipient", source, Kind.LOST.name.lower(), "clear")
+        yield Transition("recipient", source, Kind.REFUSED.name.lower(), "purge")  # erased while waiting
     yield Transition("recipient", LEASED, QUEUED, "release")
     yield Transition("recipient", LEASED, QUEUED, "reclaim")
     yield Transition("recipient", LEASED, DEFERRED, "settle")
@@ -142,6 +146,8 @@ TRANSITIONS: Final = (
     Transition("slice", NOTHING, WAITING, "settle"),  # a retry
     Transition("slice", WAITING, WAITING, "assign"),
     Transition("slice", WAITING, WAITING, "reseal"),
+    Transition("slice", WAITING, WAITING, "purge"),
+    Transition("slice", WAITING, GONE, "purge"),
     Transition("slice", WAITING, LEASED, "lease"),
     Transition("slice", LEASED, LEASED, "settle"),
     Transition("slice", LEASED, GONE, "settle"),
@@ -160,6 +166,10 @@ TRANSITIONS: Final = (
     Transition("event", "kept", GONE, "trim"),
     Transition("suppression", "asked", "kept", "suppress"),
     Transition("suppression", "kept", "in force", "enforce"),
+    Transition("erasure", NOTHING, "suppressed", "suppress"),
+    Transition("erasure", "suppressed", "shredded", "shred"),
+    Transition("erasure", "shredded", "shredded", "purge"),
+    Transition("erasure", "shredded", "purged", "receipt"),
     Transition("store", "unknown", "cleared", "clear"),
 )
 

@@ -13,6 +13,8 @@ sealed with AAD (account, number, field), key wrapped with AAD likewise and the 
 Cost: 1,000 rows of which half are new take 12 to 17 ms of CPU on the build machine (benchmarks/test_vault.py), a new
 subject 14 to 17 us: two AES-GCM, a BLAKE2b, a random page of the table and one of its index.
 
+Wrapping keys change weekly and old ones are destroyed: `policy.rewrapping`.
+
 Known limits: a subject whose wrapping key is gone raises VaultError: keys are destroyed only after every living
 subject is wrapped anew, so it means that a key was lost. Two spellings of one mailbox share a subject (the tag is of
 the normalised address); the first spelling is the one kept.
@@ -32,12 +34,15 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import Connection, Row, select
 
 from policy import statements
-from policy.keys import KEY_BYTES, NONCE_BYTES, Keyring, SealError, open_sealed
+from policy.address import DOTLESS, normalise, parse, provider_canonical, tag_of
+from policy.keys import KEY_BYTES, NONCE_BYTES, Keyring, SealError, open_sealed, seal
+from policy.keyspace import partition_of
 from policy.schema import account as account_table
 from policy.schema import subject as table
 
 _63_BITS = (1 << 63) - 1
 _MANY = 500  # tags a SELECT
+_FILED_ELSEWHERE = frozenset(partition_of(domain) for domain in DOTLESS)
 _RANDOM_BYTES = 8 + KEY_BYTES + 2 * NONCE_BYTES  # a subject: number, key, nonces of the address and of the key
 _COLUMNS = "number, account, tag, partition, address, key, kek_id, created"
 
@@ -145,6 +150,31 @@ def number_of(conn: Connection, account: int, tag: bytes) -> int | None:
     statement = select(table.c.number).where(table.c.account == account, table.c.tag == tag)
     number: int | None = conn.execute(statement).scalar()
     return number
+
+
+def canonical_tag(conn: Connection, keyring: Keyring, tag: bytes, partition: int) -> bytes | None:
+    """The tag under which a person's provider files their address, where it is another than theirs and we know them.
+
+    For opt-outs and complaints, which come by tag alone: only partitions of such providers open anything. Somebody whom
+    no key opens has none: their opt-out must not fail for it."""
+    if partition not in _FILED_ELSEWHERE:
+        return None
+    try:
+        found = find(conn, keyring, tag)
+    except VaultError:
+        return None
+    for subject in found[:1]:
+        mailbox = parse(subject.address)
+        spelled = normalise(mailbox.local, mailbox.domain)
+        filed = provider_canonical(spelled)
+        return None if filed == spelled else tag_of(keyring.pepper, filed)
+    return None
+
+
+def wrap_anew(keyring: Keyring, account: int, number: int, wrapped: bytes, kek_id: int) -> bytes:
+    """A subject's wrapped key, wrapped under the newest key instead. Raises VaultError."""
+    key = _unwrap(keyring, kek_id, wrapped, account, number)
+    return seal(keyring.kek[keyring.kek_id], key, _aad(b"key", account, number))
 
 
 def pseudonyms(conn: Connection, keyring: Keyring, tag: bytes, weeks: Iterable[int]) -> set[int]:

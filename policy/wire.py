@@ -113,7 +113,8 @@ class SuppressionRecord(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ConsentRow(msgspec.Struct, array_like=True, frozen=True):
-    """One piece of evidence (decision 19): given_at in microseconds, subject the vault's number."""
+    """One piece of evidence (decision 19): given_at in microseconds, subject the vault's number. expires_at: when it
+    ends by itself, exclusive; 0: never."""
 
     subject: int
     purpose: str
@@ -121,6 +122,7 @@ class ConsentRow(msgspec.Struct, array_like=True, frozen=True):
     wording: str
     source: str
     given_at: int
+    expires_at: int = 0
 
 
 class Resolved(msgspec.Struct, array_like=True, gc=False, frozen=True):

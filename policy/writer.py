@@ -12,8 +12,9 @@ A job's status in Redis, which producers read, follows every commit that changes
 Losing Redis does not end this process: calls that need only SQL go on, drains wait. What is asked over the socket is
 in `policy.operations`, how in `policy.doorway`.
 
-Known limits: over PostgreSQL one writer at a time drains (the lock is of this host's data folder). Reconciling the
-queue itself after Redis came back older (T12) is not done here yet.
+Known limits: the lock is of this host's data folder. Over PostgreSQL writers of several hosts take turns, a transaction
+each (policy.schema), but each keeps cursors and progress in memory as if it were alone: run one. Reconciling the queue
+itself after Redis came back older (T12) is not done here yet.
 """
 
 from __future__ import annotations
@@ -35,18 +36,35 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from policy import chores, cursors, drains, jobs, statuses, streams, suppression
+from policy import chores, cursors, drains, jobs, partitions, statuses, streams, suppression, tombstones
+from policy.bundle.operations import BundleOperations, Bundles
+from policy.checkpoints import AuditKeys, CheckpointOperations, Checkpoints, Elsewhere
 from policy.crashpoints import reach
+from policy.disclosures import DisclosureOperations
 from policy.doorway import Doorway, handlers
 from policy.endings import Endings
 from policy.enforcement import Effects, Enforcement, RedisBehind
-from policy.keys import Keyring
+from policy.erasing import Erasing, ErasureOperations
+from policy.holds import HoldOperations
+from policy.instants import DAY_US
+from policy.keys import Keyring, KeyringError
+from policy.keysource import source_of
+from policy.lapsing import Lapsing
 from policy.losses import Losses
 from policy.operations import Operations
+from policy.peppers import check as check_peppers
+from policy.personal import Premises, every
+from policy.readings import ReadingOperations
 from policy.restore import Restore, WriterFence
+from policy.rewrapping import Rewrapping
+from policy.rights.joining import seams
+from policy.rights.mailbox import MailIntake
+from policy.rights.operations import RightsOperations
 from policy.schema import open_store, upgrade
 from policy.settings import PolicySettings
 from policy.store import Store
+from policy.sweeping import Sweeping
+from policy.tombstones import Tombstones
 from policy.valkey import Client, check_server, connect, raise_schema
 from policy.vitals import Vitals
 
@@ -78,6 +96,7 @@ class Writer:
     def __init__(self, settings: PolicySettings, keyring: Keyring, *, clock: Callable[[], int] = clock_us) -> None:
         self._settings = settings
         self.keyring = keyring
+        self._source = source_of(settings)
         self._clock = clock
         self._lock: int | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -107,6 +126,9 @@ class Writer:
             self.store = Store(engine)
             undo.push_async_callback(self.store.close)
             await asyncio.to_thread(upgrade, engine)
+            await self.store.write(lambda conn: check_peppers(conn, self.keyring))
+            self.rewrapping = Rewrapping(self.store, self._source, lambda: self.keyring, self._clock)
+            await self._prepare_days()
             bare = connect(settings.redis_address(), max_connections=4)
             undo.push_async_callback(bare.aclose)
             for warning in await check_server(bare):
@@ -147,28 +169,69 @@ class Writer:
                 statistics=self.statistics,
                 losses=self.losses,
             )
-            self.operations = handlers(operations)
+            self.checkpoints = Checkpoints(
+                self.store, lambda: AuditKeys.ensure(settings.keys_dir), self._clock,
+                Elsewhere(settings.checkpoints_dir, settings.checkpoints_command),
+            )  # fmt: skip
+            self.lapsing = Lapsing(self.store, self.enforcement, self._clock)
+            premises = Premises(settings, self.store, self.redis, lambda: self.keyring, self._clock)
+            places = every(premises)
+            self.tombstones = Tombstones(settings.tombstones_dir / tombstones.NAME)
+            undo.callback(self.tombstones.close)
+            self.enforcement.tombstones = self.tombstones
+            self.erasing = Erasing(premises, self.enforcement, self.tombstones, self._book.guard, lambda: places)
+            await self.erasing.load()
+            erasures = ErasureOperations(self.erasing, premises)
+            self.sweeping = Sweeping(premises, settings.retention, forget_domains=self._book.forget)
+            self.bundles = bundles = Bundles(premises, places)
+            self.rights = RightsOperations(
+                premises, self.enforcement, settings.rights, seams(premises, erasures, bundles, places)
+            )
+            self.rights_mail = MailIntake.of(self.rights, premises, settings.rights)
+            self.readings = ReadingOperations(self.store, self._clock, limits=settings.reading_limits)
+            self.operations = handlers(
+                operations,
+                self.readings,
+                DisclosureOperations(self.store, self._clock),
+                CheckpointOperations(self.checkpoints),
+                erasures,
+                self.sweeping,
+                HoldOperations(premises),
+                BundleOperations(premises, self.enforcement),
+                self.rights,
+            )
             self._doorway = Doorway(settings.writer_socket, self.operations)
             await self._doorway.open()
+            undo.push_async_callback(self._doorway.close)
+            await self.rights_mail.start()
             self._bare = bare
             undo.pop_all()
         self._loops = [
             asyncio.create_task(self._forever(self._watch), name="watch"),
             asyncio.create_task(self._forever(self._find_losses), name="losses"),
+            asyncio.create_task(self._forever(self._rewrap), name="rewrapping"),
             asyncio.create_task(self._forever(self._drain), name="drain"),
             asyncio.create_task(self._forever(self._chores), name="chores"),
+            asyncio.create_task(self._forever(self.lapsing.look), name="lapsing"),
+            asyncio.create_task(self._forever(self.checkpoints.round), name="checkpoints"),
+            asyncio.create_task(self._forever(self.erasing.round), name="erasing"),
+            asyncio.create_task(self._forever(self.sweeping.round), name="sweeping"),
+            asyncio.create_task(self._forever(self._rights), name="rights"),
         ]
         log.info("policy writer ready")
 
     async def stop(self) -> None:
         self._stopping.set()
+        await self.rights_mail.stop()
         await self._doorway.close()
         await asyncio.gather(*self._loops, return_exceptions=True)
         await self.enforcement.close()
         with contextlib.suppress(redis.exceptions.RedisError, OSError, SQLAlchemyError):
             await self._drain()
+            await self.checkpoints.round()
         await self.statuses.close()
         await self.store.close()
+        self.tombstones.close()
         await self.redis.aclose()
         await self._bare.aclose()
         self._release_lock()
@@ -219,6 +282,19 @@ class Writer:
         except (redis.exceptions.RedisError, OSError):  # the drains say it, once a second
             return _IMPATIENT
         return _CHORE_SECONDS if is_open else _IMPATIENT
+
+    async def _rewrap(self) -> float:
+        """Subjects under the newest wrapping key; a source of keys that does not answer is asked again in an hour."""
+        try:
+            return await self.rewrapping.round()
+        except KeyringError as error:
+            log.error("subjects cannot be wrapped anew", error=str(error))
+            return _HOURLY
+
+    async def _rights(self) -> float:
+        await self.rights_mail.look()
+        await self.rights.look(time.monotonic())
+        return _CHORE_SECONDS
 
     async def _find_losses(self) -> float:
         await self.losses.round()
@@ -311,10 +387,21 @@ class Writer:
             await self.endings.submitted(number, rows)
         if now - self._hourly >= _HOURLY or self._hourly == 0.0:
             self._hourly = now
+            await self._prepare_days()
+            await self.bundles.expire()
             await self.enforcement.apply(self._expire)
-            if await chores.turn_keys(self.store, self._settings.keys_dir, self._clock()):
-                self.keyring = await asyncio.to_thread(Keyring.load, self._settings.keys_dir)
+            if await chores.turn_keys(self.store, self._source, self._clock()):
+                self.keyring = await asyncio.to_thread(self._source.load)
         return _CHORE_SECONDS
+
+    async def _prepare_days(self) -> None:
+        """Where the store is divided by day: the days to come. What came for a day nobody had prepared is no loss, but
+        a clock is wrong, or this writer was away for a week."""
+        today = self._clock() // DAY_US
+        prepared = await self.store.write(lambda conn: partitions.prepare(conn, today))
+        if prepared.adopted:
+            self._counts["rows_adopted"] += prepared.adopted
+            log.error("rows came for days without a partition", rows=prepared.adopted)
 
     def _expire(self, conn: Connection, effects: Effects) -> int:
         ended = suppression.expire(conn, self._clock())
@@ -328,6 +415,7 @@ class Writer:
             for name in (
                 "events",
                 "events_folded",
+                "rows_adopted",
                 "hits",
                 "poison",
                 "redis_errors",
@@ -335,6 +423,10 @@ class Writer:
                 "loop_errors",
             )
         }
+        for room in (self.checkpoints, self.erasing, self.sweeping, self.rights):
+            told.update(room.statistics())
+        told["readings_denied"] = float(self.readings.denied)
+        told["consents_lapsed"] = float(self.lapsing.lapsed)
         told["jobs_done"] = float(self.endings.ended)
         told["transactions"] = float(self.store.transactions)
         told["enforced"] = float(self.enforcement.enforced)
@@ -347,6 +439,7 @@ class Writer:
         told["jobs_suspected"] = float(self.losses.suspects)
         told["jobs_lost"] = float(self.losses.lost_jobs)
         told["recipients_lost"] = float(self.losses.lost_rows)
+        told.update({name: float(n) for name, n in self.rewrapping.statistics().items()})
         told["statuses_behind"] = float(len(self.statuses.waiting))
         told["ledger_lag_seconds"] = self._lag.seconds()
         told["intake_clear_age_seconds"] = self._clearing.age(time.monotonic())
@@ -359,7 +452,7 @@ class Writer:
 
 async def serve(settings: PolicySettings, stop: asyncio.Event) -> None:
     """Run the writer until `stop` is set: what `sales-push run policy` does."""
-    keyring = Keyring.load(settings.keys_dir)
+    keyring = await asyncio.to_thread(source_of(settings).load)
     writer = Writer(settings, keyring)
     await writer.start()
     # Collections in the middle of thousands of rows, nearly all of which live as long as their transaction, were a

@@ -26,7 +26,7 @@ from aiohttp import web
 from sqlalchemy import Engine
 
 from policy import schema, valkey
-from policy.keys import Keyring
+from policy.keysource import source_of
 from policy.settings import PolicySettings
 from policy.wire import WriterClient
 from tracker.answers import Answers
@@ -34,6 +34,7 @@ from tracker.links import Links, safe_target
 from tracker.pages import Pages, body_of, form_of
 from tracker.preferences import ChoiceWriter, Preferences
 from tracker.recorder import Recorder, Replays
+from tracker.rights import Rights, RightsWriter
 from tracker.settings import TrackerSettings
 from tracker.tables import Sender, Shelf, Source, SqlSource, Unavailable, Withdrawn
 
@@ -132,7 +133,9 @@ class _Listener:
         log.info("a request was not understood: %s", type(error).__name__)
 
 
-def create_app(pages: Pages, preferences: Preferences, answers: Answers, ready: Callable[[], bool]) -> web.Application:
+def create_app(
+    pages: Pages, preferences: Preferences, rights: Rights, answers: Answers, ready: Callable[[], bool]
+) -> web.Application:
     """The application: routes, the shield around them, and no header that names the software."""
 
     @web.middleware
@@ -158,7 +161,7 @@ def create_app(pages: Pages, preferences: Preferences, answers: Answers, ready: 
 
     app = web.Application(middlewares=[shield])
     app.on_response_prepare.append(nameless)
-    app.add_routes([*pages.routes(), *preferences.routes(), web.get("/healthz", health)])
+    app.add_routes([*pages.routes(), *preferences.routes(), *rights.routes(), web.get("/healthz", health)])
     return app
 
 
@@ -175,6 +178,7 @@ class Tracker:
         writer: Writer,
         officer: tuple[str, str],
         clock: Callable[[], int] = lambda: time.time_ns() // 1000,
+        rights: RightsWriter | None = None,
     ) -> None:
         self._settings = settings
         self._redis = redis
@@ -221,7 +225,8 @@ class Tracker:
             form=self._form,
             durable=self.pages.durable,
         )
-        app = create_app(self.pages, preferences, self._answers, self.withdrawn.is_loaded)
+        desk = Rights(answers=self._answers, writer=rights, form=self._form, durable=self.pages.durable)
+        app = create_app(self.pages, preferences, desk, self._answers, self.withdrawn.is_loaded)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_STOP_SECONDS)
         self._listener: _Listener | None = None
         self._server: asyncio.Server | None = None
@@ -313,14 +318,16 @@ def build(settings: TrackerSettings, policy: PolicySettings) -> tuple[Tracker, E
 
     The engine is the caller's to dispose of after stop().
     """
-    keyring = Keyring.load(policy.keys_dir)
+    keyring = source_of(policy).load()
     engine = schema.open_store(policy.sql_address(), writer=False)
+    writer = WriterClient(policy.writer_socket)
     tracker = Tracker(
         settings,
-        links=Links(keyring.token, keyring.token_id, policy.public_url),
+        links=Links(keyring.token, keyring.token_id, policy.public_url, keyring.heard),
         source=SqlSource(engine),
         redis=valkey.connect(policy.redis_address()),
-        writer=WriterClient(policy.writer_socket),
+        writer=writer,
         officer=(policy.officer.name, policy.officer.address),
+        rights=writer,
     )
     return tracker, engine

@@ -18,7 +18,8 @@ ledger by anyone who reads the store (tracking.md 3.1). Known limit: who holds t
 recompute it; the nonce is derived, not random, so that a resent message is the same message.
 
 The opt-out token is base32 in lower case because it is also the local part "u+<token>" of the mailto form and some
-servers fold case on the way; it opens in either case. It needs no look-up and never expires.
+servers fold case on the way; it opens in either case. It needs no look-up and never expires. Its tag is of the day it
+was sent; `forward` makes today's of it (policy.peppers: the token key's number tells its peppers).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import base64
 import binascii
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final, Literal
@@ -127,11 +128,18 @@ def _derive(master: bytes, purpose: bytes) -> bytes:
 class Links:
     """Makes tokens and URLs under the current key, opens those of every key given.
 
-    token_keys: key id (0..255) to master key (16..64 bytes); public_url: where the tracker is reached from outside.
+    token_keys: key id (0..255) to master key (16..64 bytes); public_url: where the tracker is reached from outside;
+    forward: today's suppression tag of one sent under a token key (policy.keys.Keyring.heard).
     Raises ValueError on a key id that is not in token_keys and on arguments outside their ranges (our own mistake).
     """
 
-    def __init__(self, token_keys: Mapping[int, bytes], key_id: int, public_url: str) -> None:
+    def __init__(
+        self,
+        token_keys: Mapping[int, bytes],
+        key_id: int,
+        public_url: str,
+        forward: Callable[[int, bytes], bytes] | None = None,
+    ) -> None:
         for number, master in token_keys.items():
             if not 0 <= number <= 255 or not 16 <= len(master) <= 64:
                 raise ValueError(f"token key {number}: id must be 0 to 255 and the key 16 to 64 bytes")
@@ -140,6 +148,7 @@ class Links:
         self._ciphers = {number: _Ciphers(number, master) for number, master in token_keys.items()}
         self._current = self._ciphers[key_id]
         self._aad = [self._current.head]
+        self._forward = forward
         self.public_url = public_url.rstrip("/")
         self._click = self.public_url + "/c/"
         self._open = self.public_url + "/o/"
@@ -234,9 +243,10 @@ class Links:
         if ciphers is None:
             return None
         plain = _decrypt(ciphers.optout, raw)
-        if plain is None:
+        if plain is None or raw is None:
             return None
-        return OptOut(int.from_bytes(plain[:4], "big"), plain[4], plain[5:])
+        tag = plain[5:] if self._forward is None else self._forward(raw[1], plain[5:])
+        return OptOut(int.from_bytes(plain[:4], "big"), plain[4], tag)
 
     def open_job(self, purpose: JobPurpose, token: str) -> int | None:
         """The job of a view or notice URL. Both pages show the same public things, so both purposes share a key."""

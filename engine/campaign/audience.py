@@ -35,7 +35,7 @@ from policy.address import parse as parse_address
 MOST_LINE: Final = 1024 * 1024
 _ADDRESS_COLUMNS: Final = ("address", "email", "e-mail", "mail")
 _PURPOSES: Final = ("mail_marketing", "open_tracking", "click_tracking", "doe")
-_EVIDENCE: Final = ("source", "time", "wording", "basis")
+_EVIDENCE: Final = ("source", "time", "wording", "basis", "implied_by", "expires")
 
 
 @dataclass(slots=True)

@@ -203,9 +203,10 @@ def _rejection(settings: PolicySettings, account: str, job_id: str, since_ms: in
     from redis import Redis
 
     from policy import keyspace
-    from policy.keys import Keyring, SealError, open_sealed
+    from policy.keys import SealError, open_sealed
+    from policy.keysource import source_of
 
-    keyring = Keyring.load(settings.keys_dir)
+    keyring = source_of(settings).load()
     client = Redis.from_url(settings.redis_address())
     try:
         entries: Any = client.xrange(keyspace.REJECTED, min=str(since_ms - 1000))
@@ -236,7 +237,7 @@ def render(
     from engine.campaign.validation import read
     from engine.message import load_signer
     from engine.settings import EngineSettings, dkim_files
-    from policy.keys import Keyring
+    from policy.keysource import source_of
     from policy.settings import load
 
     settings, engine = _settings(config), load(EngineSettings, config)
@@ -268,7 +269,7 @@ def render(
         reader.close()
     try:
         made = preview(
-            reading, row, account, Keyring.load(settings.keys_dir), signers, public_url=settings.public_url,
+            reading, row, account, source_of(settings).load(), signers, public_url=settings.public_url,
             bounce_domain=settings.bounce_domain, now_us=_now(), to=send_test,
         )  # fmt: skip
     except CannotShow as error:

@@ -6,10 +6,12 @@ Laws:
   repaired by doing it again;
 - a slice holds only the fields the templates name (P-09): what is not needed is not queued;
 - tracking is what account, campaign *and* the person's own consent allow, the strictest wins (decision 12); evidence
-  never outranks a later withdrawal, and without time or source it counts as none (decision 19).
+  never outranks a later withdrawal, and without time or source it counts as none (decision 19), as it does from the
+  instant on at which it ends (implied consent: CASL s.10).
 
     1. `prepare`     rows -> people by partition; what is no address is refused `invalid`
-    2. `questions`   -> Lanes.facts (one script a partition)
+    2. `questions`   -> Lanes.facts (one script a partition; where a provider files several spellings in one mailbox,
+                     the opt-out of another spelling counts too)
     3. `decide`      facts + consent ledger -> permitted people, refusals
     4. `evidence`    permitted people + their vault numbers -> new lines for the consent ledger
     5. `shares`      -> Lanes.put: sealed slices, refusal events, one share a partition
@@ -40,8 +42,8 @@ from engine.client import CHUNK_ROWS
 from engine.queue.lanes import FactsRequest, JobState, PutRequest
 from engine.queue.slices import FLAG_PRIORITY, FLAG_RESEND, Contents, Row, build_packed, packed
 from engine.queue.windows import Window, after, opens_in
-from policy import keyspace
-from policy.address import AddressError, domain_tag, mref_of, normalise, parse, tag_of
+from policy import consent, keyspace
+from policy.address import DOTLESS, AddressError, domain_tag, mref_of, normalise, parse, provider_canonical, tag_of
 from policy.events import Batch, Event, Kind, Reason, encode_batch
 from policy.gate import Mode, Permit, decide_entry
 from policy.instants import SECOND_US, parse_rfc3339
@@ -51,6 +53,7 @@ from policy.wire import ConsentRow, Resolved
 CHUNKS_AN_ENTRY: Final = 64
 CLOCK_AHEAD_US: Final = 300 * SECOND_US  # as policy.consent: clocks of producers run ahead, five minutes are forgiven
 INVALID_PARTITION: Final = keyspace.partition_of("")  # where refusals of rows without a domain are told
+ERASED_ADDRESS: Final = "\0"  # of a row that was blanked while its job was held (engine.campaign.naming): no address
 _NOT_IN_A_HEADER = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 # (given, withdrawn) in microseconds, the latest of each in the consent ledger, by (tag, purpose)
@@ -97,7 +100,7 @@ class Terms:
 
 class Person(msgspec.Struct, gc=False):
     """A row that is an address. evidence: what the job says they agreed to, by purpose; given: when, in microseconds,
-    for what counts as evidence."""
+    for what counts as evidence; canonical: the tag under which their provider files this spelling, b"" for this one."""
 
     local: str
     domain: str
@@ -114,6 +117,7 @@ class Person(msgspec.Struct, gc=False):
     clicks: int = 0
     subject: int = 0
     pseudonym: int = 0
+    canonical: bytes = b""
 
 
 @dataclass(slots=True)
@@ -161,7 +165,7 @@ def prepare(
     required, one_line = sorted(terms.required), sorted(terms.one_line)
     default = terms.consent
     latest = now_us + CLOCK_AHEAD_US
-    default_given = _given(default, latest)
+    default_given = _given(default, latest, now_us)
     invalid: list[Event] = []
     for index, row in enumerate(rows):
         if row is None:
@@ -170,7 +174,8 @@ def prepare(
         try:
             mailbox = parse(row.address)
         except (AddressError, UnicodeError):
-            invalid.append(_invalid(job_key, chunk, index, now_us))
+            reason = Reason.ERASED if row.address == ERASED_ADDRESS else Reason.INVALID
+            invalid.append(_invalid(job_key, chunk, index, now_us, reason))
             continue
         domain = mailbox.domain
         partition, _, _ = _domain(domain, pepper, lane_key)
@@ -183,13 +188,15 @@ def prepare(
             # the job's word for everybody, the row's own over it
             own = cast(Mapping[str, Evidence], row.consent)
             evidence: Mapping[str, Evidence] = {**default, **own} if default else own
-            given = _given(evidence, latest)
+            given = _given(evidence, latest, now_us)
         else:
             evidence, given = default, default_given
         person = Person(
             mailbox.local, domain, mailbox.wire, mref_of(job_key, spelled), tag_of(pepper, spelled), partition,
             columns, [fields[name] for name in columns], evidence, given, first + index,
         )  # fmt: skip
+        if domain in DOTLESS and (filed := provider_canonical(spelled)) != spelled:
+            person.canonical = tag_of(pepper, filed)
         if _lacks(required, fields) or _breaks_a_header(one_line, fields):
             prepared.refuse(person, Kind.REFUSED, Reason.INVALID)
             continue
@@ -202,21 +209,31 @@ def prepare(
     return prepared
 
 
-def _given(evidence: Mapping[str, Evidence], latest: int) -> dict[str, int]:
-    """When consent was given, by purpose, for what is evidence (decision 19): it has a source, and a time that is
-    not in the future."""
+def _given(evidence: Mapping[str, Evidence], latest: int, now_us: int) -> dict[str, int]:
+    """When consent was given, by purpose, for what is evidence (decision 19): it has a source, a time that is not in
+    the future, and no end that has come."""
     given: dict[str, int] = {}
     for purpose, word in evidence.items():
         at = _instant(word.time)
         if 0 < at <= latest and word.source and not word.source.isspace():
+            if word.expires or word.basis == "implied":
+                end = _end(word.basis, word.implied_by, word.expires, at)
+                if end and end <= now_us:
+                    continue
             given[purpose] = at
     return given
 
 
-def _invalid(job_key: bytes, chunk: int, index: int, now_us: int) -> Event:
+@lru_cache(maxsize=4_096)
+def _end(basis: str, implied_by: str, expires: str, at: int) -> int:
+    """When evidence ends by itself, in microseconds; 0: never. An end that says no time has come long ago."""
+    return consent.ends(basis, implied_by, at, (_instant(expires) or 1) if expires else None) or 0
+
+
+def _invalid(job_key: bytes, chunk: int, index: int, now_us: int, reason: Reason = Reason.INVALID) -> Event:
     # no address, so no reference of one: the row's own place, keyed like any other mref (a NUL is in no address)
     mref = mref_of(job_key, f"\0row {chunk * CHUNK_ROWS + index}")
-    return Event(Kind.REFUSED, mref, 0, now_us, 0, b"", Reason.INVALID)
+    return Event(Kind.REFUSED, mref, 0, now_us, 0, b"", reason)
 
 
 def _lacks(names: Sequence[str], fields: Mapping[str, Any]) -> bool:
@@ -235,28 +252,53 @@ def _breaks_a_header(names: Sequence[str], fields: Mapping[str, Any]) -> bool:
 
 
 def questions(terms: Terms, keyring: Keyring, prepared: Prepared) -> list[FactsRequest]:
-    """One question a partition; its rows are those of ``prepared.people[partition]``, in order."""
+    """One question a partition; its rows are those of ``prepared.people[partition]``, in order, and behind them the
+    canonical tags of those who have one."""
     pepper, lane_key = keyring.pepper, keyring.lane
-    return [
-        FactsRequest(
-            partition, terms.job, prepared.chunk, terms.buckets, terms.account, terms.list_number, terms.topic_number,
-            [(person.mref, person.tag) for person in people],
-            [_domain(person.domain, pepper, lane_key)[1] for person in people],
-        )
-        for partition, people in prepared.people.items()
-    ]  # fmt: skip
+    asked: list[FactsRequest] = []
+    for partition, people in prepared.people.items():
+        rows = [(person.mref, person.tag) for person in people]
+        domains = [_domain(person.domain, pepper, lane_key)[1] for person in people]
+        for person in _filed_elsewhere(people):
+            # a reference of its own for each, or the script would take it for a repetition and not look at the tag
+            rows.append((mref_of(terms.job_key, f"\0filed {person.local}@{person.domain}"), person.canonical))
+            domains.append(_domain(person.domain, pepper, lane_key)[1])
+        numbers = terms.account, terms.list_number, terms.topic_number
+        asked.append(FactsRequest(partition, terms.job, prepared.chunk, terms.buckets, *numbers, rows, domains))
+    return asked
+
+
+def _filed_elsewhere(people: Sequence[Person]) -> list[Person]:
+    return [person for person in people if person.canonical]
+
+
+def _with_canonical(people: Sequence[Person], facts: bytes) -> bytes:
+    """One fact a person. What is known against the canonical spelling counts when it is a suppression; an erasure or
+    a restriction was asked for by who writes it that way. Facts for people alone: nobody asked about others."""
+    filed = _filed_elsewhere(people)
+    if not filed or len(facts) == len(people):
+        return facts
+    if len(facts) != len(people) + len(filed):
+        raise ValueError("facts for another number of rows")
+    others = iter(facts[len(people) :])
+    told = [
+        Reason.SUPPRESSED if person.canonical and next(others) == Reason.SUPPRESSED and not fact else fact
+        for person, fact in zip(people, facts, strict=False)
+    ]
+    return bytes(told)
 
 
 def decide(
     terms: Terms, prepared: Prepared, facts: Mapping[int, bytes], standing: Standing, asked_at: float
 ) -> list[Person]:
-    """Who may be written to; everybody else becomes a refusal event. facts: by partition, one byte a person.
+    """Who may be written to; everybody else becomes a refusal event. facts: by partition, one byte a person
+    (and behind them one for each canonical tag asked about).
 
     asked_at: monotonic seconds at which the facts were asked for. Sets the modes of those permitted.
     """
     permitted: list[Person] = []
     for partition, people in prepared.people.items():
-        for person, fact in zip(people, facts[partition], strict=True):
+        for person, fact in zip(people, _with_canonical(people, facts[partition]), strict=True):
             verdict = decide_entry(
                 fact, terms.job, person.mref, asked_at,
                 needs_consent=terms.needs_consent,
@@ -313,7 +355,8 @@ def evidence(permitted: Sequence[Person], standing: Standing) -> list[ConsentRow
         for purpose, at in person.given.items():
             if at > standing.get((person.tag, purpose), (0, 0))[0]:
                 word = person.evidence[purpose]
-                lines.append(ConsentRow(person.subject, purpose, word.basis, word.wording, word.source, at))
+                end = _end(word.basis, word.implied_by, word.expires, at)
+                lines.append(ConsentRow(person.subject, purpose, word.basis, word.wording, word.source, at, end))
     return lines
 
 

@@ -27,7 +27,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 import structlog
@@ -45,7 +45,7 @@ from engine.queue.epoch import Epoch
 from engine.queue.lanes import Lanes, PutRequest
 from policy import keyspace
 from policy.crashpoints import reach
-from policy.events import Kind
+from policy.events import Kind, Reason
 from policy.instants import HOUR_US, week_of
 from policy.keys import Keyring, seal
 from policy.ledger import Reader
@@ -92,13 +92,13 @@ class Filling:
         self._expanded = Gathering(self._expand_all, WireError)
         self._resolved = Gathering(self._resolve_all, WireError)
 
-    async def lines(self, job: int, number: int, data: bytes) -> None:
-        """An entry as NDJSON."""
+    async def lines(self, job: int, number: int, data: bytes, digest: bytes = b"") -> None:
+        """An entry as NDJSON. digest: under which it is registered, when that is not of these bytes."""
         rows = [read_row(line) for line in data.split(b"\n") if line and not line.isspace()]
         if len(rows) > MOST_ROWS:
             await self.stop(job, f"audience entry {number} has more than {MOST_ROWS:,} rows")
             raise Refused(Problem("$", f"has {len(rows):,} rows, at most {MOST_ROWS:,}", "cut smaller entries"))
-        await self.entry(job, number, sha256(data).digest(), rows, data)
+        await self.entry(job, number, digest or sha256(data).digest(), rows, data)
 
     async def entry(
         self,
@@ -121,7 +121,9 @@ class Filling:
         at = None if is_new else await self.ask(lambda conn: standing.job_standing(conn, job))
         terms, expansion = await self.terms(job, at.state if at else "")
         if terms.due > self.clock() + HOLD_US and terms.fate is None:
-            await self._hold(job, number, data if data is not None else _ndjson(rows))
+            # no digest: recipients of the job itself, registered with it
+            registered = digest or acceptance.entry_hash(cast(Sequence[Recipient], rows))
+            await self._hold(job, number, data if data is not None else _ndjson(rows), registered)
             return
         if expansion.wait:
             await self.lanes.halt(f"j{job}")
@@ -173,6 +175,7 @@ class Filling:
                 permitted = await self._spared(terms.job, prepared, permitted)
             if permitted:
                 expand.number(permitted, await self._resolve(terms.account, permitted, now))
+                permitted = _without_the_erased(prepared, permitted)
                 lines = expand.evidence(permitted, known)
                 if lines:
                     await self.writer.consents(terms.account, lines)
@@ -273,9 +276,14 @@ class Filling:
         while len(self._known) > _KNOWN:
             self._known.popitem(last=False)
 
-    async def _hold(self, job: int, number: int, data: bytes) -> None:
+    async def _hold(self, job: int, number: int, data: bytes, digest: bytes) -> None:
+        """digest: under which the entry is registered. What comes back may be other bytes: recipients of a job handed
+        in whole were registered as they stood there, and people are taken out while it waits (engine.stores)."""
         sealed = seal(self.keyring().service, data, f"held/{job}/{number}".encode())
-        await self.redis.xadd(keyspace.stream_of_chunks(job), {"n": number, "sealed": sealed})
+        fields: dict[str | bytes, bytes | int] = {"n": number, "sealed": sealed}
+        if digest != sha256(data).digest():
+            fields["of"] = digest
+        await self.redis.xadd(keyspace.stream_of_chunks(job), cast(dict[Any, Any], fields))
         self.counts.held += 1
 
     async def ask(self, question: Callable[[Connection], T]) -> T:
@@ -285,3 +293,12 @@ class Filling:
 
 def _ndjson(rows: Sequence[Recipient | None]) -> bytes:
     return b"\n".join(msgspec.json.encode(row) for row in rows)
+
+
+def _without_the_erased(prepared: expand.Prepared, permitted: list[expand.Person]) -> list[expand.Person]:
+    """Who was erased between the gate's answer and the vault's: refused, and nobody new is made of them (P-54)."""
+    gone = [person for person in permitted if not person.subject]
+    for person in gone:
+        prepared.refuse(person, Kind.REFUSED, Reason.ERASED)
+        prepared.people[person.partition].remove(person)
+    return [person for person in permitted if person.subject] if gone else permitted

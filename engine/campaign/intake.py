@@ -346,7 +346,7 @@ class Intake:
         at = await self.filling.ask(lambda conn: standing.job_standing(conn, job))
         if at is None or (at.is_filled and not self.filling.is_forgotten(at)):
             return
-        await self.filling.lines(job, number, data)
+        await self.filling.lines(job, number, data, entry.fields.get(b"of", b""))
 
     # --- scheduled jobs --------------------------------------------------------------------------------------------
 

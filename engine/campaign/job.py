@@ -78,6 +78,14 @@ class Evidence(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=Tr
     basis: Annotated[
         Literal["express", "implied"], Meta(description="express, or implied by a purchase or inquiry (CASL 10)")
     ] = "express"
+    implied_by: Annotated[
+        Literal["purchase", "inquiry", ""],
+        Meta(description="With implied: ends 24 months after a purchase, 6 after an inquiry; 6 when it is not said"),
+    ] = ""
+    expires: Annotated[
+        str,
+        _text("When it ends by itself, RFC 3339; implied: by law at the latest", 40, check="instant-or-empty"),
+    ] = ""
 
 
 Consent: TypeAlias = Annotated[

@@ -254,6 +254,7 @@ def _names_of(row: Recipient) -> int:
     count = 1 + len(row.fields) + len(row.consent) + bool(row.name) + bool(row.fields) + bool(row.consent)
     for word in row.consent.values():
         count += bool(word.source) + bool(word.time) + bool(word.wording) + (word.basis != "express")
+        count += bool(word.implied_by) + bool(word.expires)
     return count
 
 

@@ -72,7 +72,7 @@ def up(
     from engine.settings import EngineSettings, dkim_files
     from engine.supervisor import Supervisor, roles_of
     from policy import logs
-    from policy.keys import Keyring
+    from policy.keysource import source_of
     from policy.settings import CONFIG_VARIABLE, PolicySettings, config_file, load, load_all, table_of
     from policy.valkey import EmbeddedServer
 
@@ -85,7 +85,7 @@ def up(
     loaded = dict(zip(map(table_of, models), load_all(models, config), strict=True))  # every mistake of every floor now
     policy, engine = load(PolicySettings, config), load(EngineSettings, config)
     trackers = int(getattr(loaded["tracker"], "workers", 1))  # the engine may not import the tracker's model
-    Keyring.load(policy.keys_dir)
+    source_of(policy).load()
     logs.configure("supervisor", policy.log_json, policy.log_level)
     if not dkim_files(engine, policy.keys_dir):
         log = logging.getLogger("sales_push.up")

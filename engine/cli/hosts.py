@@ -183,11 +183,11 @@ def _tools(redis: Client, lanes: Lanes, policy: PolicySettings, engine: EngineSe
     from engine.delivery.conclusions import jitter
     from engine.delivery.replay import Tools
     from engine.worker import retry_plan
-    from policy.keys import Keyring
+    from policy.keysource import source_of
     from policy.ledger import Reader
     from policy.schema import open_store
 
-    keyring = Keyring.load(policy.keys_dir)
+    keyring = source_of(policy).load()
     reader = Reader(open_store(policy.sql_address(), writer=False))
     campaigns = Campaigns(reader, lambda: keyring, {}, public_url=policy.public_url, bounce_domain=policy.bounce_domain)
     return Tools(redis, lanes, campaigns, keyring, retry_plan(engine), time.time_ns() // 1000, jitter)

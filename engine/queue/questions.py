@@ -19,7 +19,8 @@ class FactsRequest:
 
     buckets: how many small hashes hold the job's fingerprints in this partition (the same number for the whole job,
     about one for every 64 recipients a partition gets; 0 counts as 1). rows: (mref, 12-byte suppression tag);
-    domain_tags: for each row the tag of its domain. list_number, topic_number: 0 for none.
+    domain_tags: for each row the tag of its domain. A row may ask about another tag of a recipient (the canonical
+    spelling of their provider): with an mref of its own, never used elsewhere. list_number, topic_number: 0 for none.
     """
 
     partition: int

@@ -27,8 +27,9 @@ offset bytes what
 67     ..    nonce (12) and AES-256-GCM of the msgpack contents
 ====== ===== =======================================================================
 
-Only date, token and the two maps change after a slice is built, and only inside scripts. The sealed part is bound to
-(job, partition) by associated data, so a blob copied to another job does not open.
+Only date, token and the two maps change after a slice is built, and only inside scripts; key id and sealed part, when a
+walk puts other bytes in their place (`resealed`, `rewritten`). The sealed part is bound to (job, partition) by
+associated data, so a blob copied to another job does not open. The row of somebody who was erased is `blank` and done.
 
 Known limits: attempt, flags and expiry are in clear and not authenticated: who can write to Redis can change them.
 """
@@ -58,6 +59,7 @@ NONCE_BYTES = 12
 
 _HEADER = struct.Struct(">B5sHBBB5x8s8sQQQ11s")
 KEY_ID = slice(6, 8)  # where the header says it
+DONE = slice(16, 24)
 
 Value = Any  # what JSON has: templates loop over lists, too
 
@@ -295,6 +297,50 @@ def resealed(keys: Mapping[int, bytes], key_id: int, partition: int, data: bytes
     nonce = os.urandom(NONCE_BYTES)
     named = data[: KEY_ID.start] + key_id.to_bytes(2, "big") + data[KEY_ID.stop : HEADER_BYTES]
     return named + nonce + _cipher(keys[key_id]).encrypt(nonce, plain, _bound_to(header.job, partition))
+
+
+def blank() -> Row:
+    """What stands in the place of somebody who was erased: the others keep theirs, and the maps their meaning."""
+    return Row("", 0, 0, 0, 0, [])
+
+
+def contents_with(
+    keys: Mapping[int, bytes], header: Header, partition: int, data: bytes, subjects: Iterable[int]
+) -> Contents | Lost | None:
+    """`open_contents` of a slice that names one of these people; None: it names nobody of them.
+
+    A lane may have ten thousand slices and one that is looked for: whether a number can be among them is told from the
+    packed bytes, at a quarter of what opening costs (4 us for 64 rows of 3 fields, 15 us opened)."""
+    plain = _unsealed(keys, header, partition, data)
+    if isinstance(plain, Lost):
+        return plain
+    wanted = frozenset(subjects)
+    if not any(_encoder.encode(subject) in plain for subject in wanted):
+        return None
+    contents = open_contents(keys, header, partition, data)
+    if isinstance(contents, Lost) or any(row.subject in wanted for row in contents.rows):
+        return contents
+    return None
+
+
+def rewritten(
+    keys: Mapping[int, bytes], key_id: int, partition: int, data: bytes, contents: Contents, gone: Iterable[int] = ()
+) -> bytes:
+    """The same slice with other contents of as many rows, sealed anew. gone: indexes that are done from now on.
+
+    Job, lane, due, date, token, doubt and expiry stay. Raises SliceError when the contents are of another slice."""
+    header = parse_header(data)
+    if isinstance(header, Lost) or len(contents.rows) != header.count:
+        raise SliceError("contents of another slice")
+    done = header.done | int.from_bytes(mask_of(gone), "big")
+    nonce = os.urandom(NONCE_BYTES)
+    named = data[: KEY_ID.start] + key_id.to_bytes(2, "big") + data[KEY_ID.stop : DONE.start]
+    clear = named + done.to_bytes(8, "big") + data[DONE.stop : HEADER_BYTES]
+    return (
+        clear
+        + nonce
+        + _cipher(keys[key_id]).encrypt(nonce, _encoder.encode(contents), _bound_to(header.job, partition))
+    )
 
 
 def forget_keys() -> None:

@@ -18,9 +18,15 @@ import asyncio
 import typer
 
 from policy.cli.asking import Config, fail
+from policy.cli.audit import audit, consent, disclosure, purposes
 from policy.cli.destinations import domain
+from policy.cli.erasing import erase, erasures
+from policy.cli.exporting import bundle, ledger, report
 from policy.cli.figures import status, why
 from policy.cli.holders import account
+from policy.cli.keys import keys
+from policy.cli.retention import hold, policy
+from policy.cli.rights import rights
 from policy.cli.suppressions import suppress
 from policy.cli.work import jobs
 
@@ -31,6 +37,19 @@ commands.add_typer(suppress, name="suppress")
 commands.add_typer(jobs, name="jobs")
 commands.add_typer(account, name="account")
 commands.add_typer(domain, name="domain")
+commands.add_typer(keys, name="keys")
+commands.add_typer(audit, name="audit")
+commands.add_typer(disclosure, name="disclosure")
+commands.add_typer(consent, name="consent")
+commands.command("purposes")(purposes)
+commands.add_typer(policy, name="policy")
+commands.add_typer(hold, name="hold")
+commands.add_typer(rights, name="rights")
+commands.add_typer(ledger, name="ledger")
+commands.add_typer(bundle, name="bundle")
+commands.command("report")(report)
+commands.command("erase")(erase)
+commands.command("erasures")(erasures)
 commands.command("status")(status)
 commands.command("why")(why)
 

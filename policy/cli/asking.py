@@ -36,9 +36,9 @@ def settings_of(config: Path | None) -> PolicySettings:
 
 
 def keyring_of(settings: PolicySettings) -> Keyring:
-    from policy.keys import Keyring
+    from policy.keysource import source_of
 
-    return Keyring.load(settings.keys_dir)
+    return source_of(settings).load()
 
 
 def reader_of(settings: PolicySettings) -> Reader:

@@ -1,4 +1,4 @@
-"""``sales-push status`` and ``why``: how far a job is, what happened to a person."""
+"""``sales-push status`` and ``why``: how far a job is, what happened to a person (a reading that is written down)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from policy.cli.asking import Config, Json, fail, keyring_of, now_us, reader_of, settings_of, show, when
+from policy.cli.readings import SUPPORT, Law, Purpose, ask_to_read
 
 if TYPE_CHECKING:
     from policy.ledger import JobStatus, Reader
     from policy.settings import PolicySettings
 
 
-def story_of(settings: PolicySettings, address: str) -> dict[str, Any]:
+def story_of(settings: PolicySettings, address: str, purpose: str = SUPPORT, law: str = "") -> dict[str, Any]:
+    """What is kept of an address; the reading is written down before anything is looked up (P-38)."""
     from policy.address import AddressError
 
     keyring = keyring_of(settings)
+    ask_to_read(settings, keyring, purpose, "story", address=address, law=law)
     reader = reader_of(settings)
     try:
         return reader.why(address, keyring).as_dict()
@@ -28,10 +31,15 @@ def story_of(settings: PolicySettings, address: str) -> dict[str, Any]:
 
 
 def why(
-    address: Annotated[str, typer.Argument(help="Whose mail.")], as_json: Json = False, config: Config = None
+    address: Annotated[str, typer.Argument(help="Whose mail.")],
+    purpose: Purpose = SUPPORT,
+    law: Law = "",
+    as_json: Json = False,
+    config: Config = None,
 ) -> None:
-    """What happened to an address in every job still kept, and why nothing is sent to it. Exit code 1: not known."""
-    told = story_of(settings_of(config), address)
+    """What happened to an address in every job still kept, and why nothing is sent to it. Exit code 1: not known.
+    The reading is written down, so this needs the policy process."""
+    told = story_of(settings_of(config), address, purpose, law)
     show(told, as_json, _why_lines(told))
     if not told["standing"] and not told["stories"]:
         raise typer.Exit(1)

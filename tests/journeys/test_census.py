@@ -1,8 +1,8 @@
 """The census: nothing is stored that the inventory does not know (design decision 14).
 
 While a campaign runs with everything on, and after it, every Redis key is of an entry of `policy.keyspace.CATALOGUE`,
-every SQL column is in `policy.schema.inventory`, and every file under the data folder is of a family listed here. What
-is unknown is named. What should be gone is gone.
+every SQL column is in `policy.schema.inventory`, and every file under the data folder is of a family of
+`policy.files.CATALOGUE`. What is unknown is named. What should be gone is gone.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiohttp
 
 from policy import keyspace
 from policy.address import normalise, parse, tag_of
+from policy.files import family_of
 from policy.instants import rfc3339
 from policy.schema import inventory
 from policy.suppression import Scope
@@ -31,54 +32,6 @@ from tests.world.mail import MailWorld, job, mail_world, rows
 from tracker.app import build
 from tracker.settings import TrackerSettings
 
-
-class Family(NamedTuple):
-    """Files of one kind. personal: what of a person is in them; end: when they go."""
-
-    name: str
-    pattern: str
-    owner: str
-    personal: str
-    end: str
-
-
-FAMILIES = (
-    Family("ledger", r"policy\.db(-wal|-shm)?", "policy.schema", "see the SQL inventory", "life of the installation"),
-    Family("ledger, being converted", r"policy\.db-journal", "policy.schema", "as the ledger", "with its transaction"),
-    Family("writer's lock", r"policy\.lock", "policy.writer", "none", "life of the installation"),
-    Family("writer's socket", r"policy\.sock", "policy.writer", "none", "with the process"),
-    Family(
-        "queue",
-        r"valkey/appendonlydir/appendonly\.aof\.(manifest|\d+\.(base\.rdb|incr\.aof))",
-        "policy.valkey",
-        "see the Redis inventory",
-        "rewritten 10 minutes after a burst at the latest",
-    ),
-    Family(
-        "queue, being rewritten", r"valkey/(temp|appendonlydir/temp)[\w.-]*", "policy.valkey", "as above", "rewrite"
-    ),
-    Family("queue's configuration", r"valkey/valkey\.conf", "policy.valkey", "none", "written at every start"),
-    Family("queue's log", r"valkey/valkey\.log", "policy.valkey", "none", "life of the installation"),
-    Family("queue's lock", r"valkey/lock", "policy.valkey", "none", "life of the installation"),
-    Family("queue's process", r"valkey/valkey\.(pid|sock)", "policy.valkey", "none", "with the process"),
-    Family(
-        "journal", r"journal/\d+/\d{8}\.journal", "engine.queue.journal", "job and mref", "when all in it is settled"
-    ),
-    Family(
-        "journal, carried out",
-        r"journal/\d+/\d{8}\.kept",
-        "engine.queue.journal",
-        "job and mref",
-        "when the ledger has all of it",
-    ),
-    Family("journal's lock", r"journal/\d+/lock", "engine.queue.replay", "none", "life of the installation"),
-    Family("vitals", r"run/[a-z]+-\d+\.(json|\d+\.new)", "policy.vitals", "none", "with the process"),
-    Family("keys", r"keys/(pepper|token|return-path|service|intake|lane)\.\d+", "policy.keys", "none", "rotation"),
-    Family("weekly keys", r"keys/(queue|kek)\.\d+", "policy.keys", "none", "with what they seal"),
-    Family("keys, being made", r"keys/\.[a-z.-]+\d+\.[0-9a-f]{8}", "policy.keys", "none", "at once"),
-    Family("keys, being destroyed", r"keys/\.destroyed\.queue\.\d+", "policy.keys", "none", "at once"),
-    Family("signing keys", r"keys/dkim/[a-z0-9.-]+\.(rsa|ed25519)\.pem", "engine.message.dkim", "none", "rotation"),
-)
 # What only the world of the tests puts into the folder.
 OURS = re.compile(r"sales-push\.toml|worker-\d+\.log|kept/.*")
 # SQL that is not ours to describe: the migrations' mark and SQLite's counters of AUTOINCREMENT.
@@ -129,10 +82,6 @@ class Census:
             [f"Redis key {key}" for key in self.keys if keyspace.entry_of(key) is None]
             + [f"file {name}" for name in self.files if not OURS.fullmatch(name) and family_of(name) is None]
         )
-
-
-def family_of(name: str) -> Family | None:
-    return next((family for family in FAMILIES if re.fullmatch(family.pattern, name)), None)
 
 
 def _files(folder: Path) -> set[str]:

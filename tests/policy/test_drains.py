@@ -96,7 +96,7 @@ async def test_a_look_takes_events_and_hits_and_says_what_it_left(redis: Redis) 
 def test_every_tag_is_sealed_under_a_nonce_of_its_own(conn: Connection) -> None:
     """The nonces of a transaction are drawn at once; AES-GCM is broken by one that is used twice."""
     key = os.urandom(32)
-    book = drains.EventBook("sqlite", key)
+    book = drains.EventBook(conn.dialect.name, key)
     sizes = [1, 4, 1, 2, 5]
     batches = [
         Batch(1, "", [Event(Kind.DELIVERED, 100 * b + n, 1, 5, tag=bytes([b, n]) * 6) for n in range(size)])
@@ -118,7 +118,7 @@ async def test_a_look_at_nothing_is_empty(redis: Redis) -> None:
 
 
 def test_rows_of_a_batch_are_entered_with_their_cursor(conn: Connection) -> None:
-    book = drains.EventBook("sqlite", bytes(32))
+    book = drains.EventBook(conn.dialect.name, bytes(32))
     batch = Batch(1, "one.example", [Event(Kind.DELIVERED, n, 1, 5) for n in range(3)])
     recorded = book.record(conn, [("s", "1-1", batch), ("s", "1-2", batch)])
     assert (recorded.events, recorded.folded, dict(recorded.terminal)) == (6, 3, {1: 3})

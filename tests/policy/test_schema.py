@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from policy import schema
-from tests.policy.stores import policy_store, url_of
+from tests.policy.stores import only_sqlite, policy_store, url_of
 
 ACCOUNT = {
     "name": "acme", "display_name": "", "postal_address": "", "website": "", "privacy_url": "", "state": "active",
@@ -46,13 +46,20 @@ def test_every_column_is_in_the_inventory() -> None:
 
 def test_no_column_is_named_like_what_we_never_keep() -> None:
     """The one address is sealed in the vault; nothing has a place for network addresses, agents or names of people."""
-    allowed = {"subject.address", "request.address", "account.postal_address", "account.display_name", "list.display_name"}
+    allowed = {
+        "subject.address",
+        "request.address",
+        "account.postal_address",
+        "account.display_name",
+        "list.display_name",
+    }
     allowed |= {"topic.display_name", "account.name", "list.name", "topic.name", "domain.name"}
     forbidden = re.compile(r"address|mail|_ip|^ip|agent|name$|phone|birth|geo|city", re.IGNORECASE)
     found = {item.column for item in schema.inventory() if forbidden.search(item.column.partition(".")[2])}
     assert found <= allowed
 
 
+@only_sqlite
 def test_the_store_has_exactly_the_tables_of_the_inventory(store: Engine) -> None:
     """Census: no table in the database that the inventory does not know, and no column either."""
     known = {item.column for item in schema.inventory()}
@@ -67,6 +74,7 @@ def test_the_store_has_exactly_the_tables_of_the_inventory(store: Engine) -> Non
     assert known <= found
 
 
+@only_sqlite
 def test_the_migrations_end_where_the_declarations_are(store: Engine) -> None:
     """The revisions build, statement for statement, what `metadata` declares (STRICT and WITHOUT ROWID included)."""
     declared = schema.open_store("sqlite://", writer=True)
@@ -95,6 +103,7 @@ def test_upgrading_again_changes_nothing_and_keeps_rows(tmp_path: Path) -> None:
         assert connection.execute(select(schema.cursor.c.last_id)).scalar() == "1-1"
 
 
+@only_sqlite
 def test_what_is_asked_of_large_tables_is_found_by_an_index(store: Engine) -> None:
     """Each index costs every row a random page, so there are few, and each question has to fit one."""
     questions = {
@@ -135,7 +144,7 @@ def test_an_older_store_loses_its_indexes_and_none_of_its_rows(tmp_path: Path) -
 
 
 def test_every_table_is_spelled_for_postgresql_too() -> None:
-    """No PostgreSQL server runs in these tests: the statements must at least compile and keep 64-bit numbers 64-bit."""
+    """Without SQLite's options, and 64-bit numbers stay 64-bit. What a server makes of them: test_postgres.py."""
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's dialect classes carry no types
     for table in schema.metadata.sorted_tables:
         statement = str(CreateTable(table).compile(dialect=dialect))
@@ -146,6 +155,7 @@ def test_every_table_is_spelled_for_postgresql_too() -> None:
     assert "tag BYTEA NOT NULL" in str(CreateTable(schema.suppression).compile(dialect=dialect))
 
 
+@only_sqlite
 def test_the_writer_is_durable_and_wipes_what_it_deletes(store: Engine) -> None:
     pragmas = {
         "journal_mode": "wal",
@@ -173,6 +183,7 @@ def test_deleted_rows_leave_no_bytes_behind(tmp_path: Path) -> None:
     assert all(marker.encode() not in path.read_bytes() for path in scanned)
 
 
+@only_sqlite
 def test_the_database_is_private(store: Engine, tmp_path: Path) -> None:
     with store.begin() as connection:
         connection.execute(insert(schema.cursor).values(stream="ev", last_id="1-1"))
@@ -191,6 +202,7 @@ def test_a_file_name_may_hold_what_means_something_in_a_url(tmp_path: Path) -> N
     assert [path.name for path in folder.iterdir()] == ["policy.db"]
 
 
+@only_sqlite
 def test_a_reader_cannot_write_and_makes_no_database(store: Engine, tmp_path: Path) -> None:
     reader = schema.open_store(url_of(tmp_path), writer=False)
     with reader.connect() as connection, pytest.raises(OperationalError, match="readonly"):
@@ -233,6 +245,7 @@ def test_a_transaction_that_fails_leaves_nothing(store: Engine) -> None:
         assert connection.execute(select(func.count()).select_from(schema.cursor)).scalar() == 0
 
 
+@only_sqlite
 def test_types_and_references_are_held_by_the_database(store: Engine) -> None:
     with pytest.raises(DBAPIError), store.begin() as connection:
         connection.exec_driver_sql("insert into cursor values ('ev', x'00')")

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policy.address import tag_of
 from policy.gate import Mode
+from policy.keys import Keyring
 from tracker.links import Base32, HitToken, Links, OptOut
 
 KEY = bytes(range(32))
@@ -147,3 +149,18 @@ def test_base32_is_the_librarys(octets: int, data: st.DataObject) -> None:
     raw = data.draw(st.binary(min_size=octets, max_size=octets))
 
     assert Base32(octets)(raw) == base64.b32encode(raw).decode("ascii").lower()
+
+
+def test_an_opt_out_of_before_a_new_pepper_is_heard_under_todays_tag() -> None:
+    """Delivered mail keeps the tag of its day for years; the number of its token key tells which peppers made it."""
+    peppers, masters = [bytes([n]) * 32 for n in (1, 2)], {1: b"a" * 32, 2: b"b" * 32}
+    key = bytes(32)
+    ring = Keyring(
+        pepper=b"".join(peppers), token=masters, token_id=2, return_path={1: key}, return_path_id=1, queue={1: key},
+        queue_id=1, kek={1: key}, kek_id=1, service=key, intake=key, lane=key, pepper_ids=(1, 2),
+    )  # fmt: skip
+    old, new = tag_of(peppers[0], "bob@one.example"), tag_of(ring.pepper, "bob@one.example")
+    sent = Links({1: masters[1]}, 1, "https://t.example").optout_token(7, 3, old)
+    today = Links(masters, 2, "https://t.example", ring.heard)
+    assert today.open_optout(sent) == OptOut(7, 3, new)
+    assert today.open_optout(today.optout_token(7, 3, new)) == OptOut(7, 3, new)
