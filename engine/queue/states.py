@@ -5,16 +5,16 @@ of its site), *leased* (in the hash ``lease``, with token and holder) or *gone* 
 living states in the sorted set ``l:`` of its lane. Its ways, from `policy.transitions` (a test compares)::
 
     -       -> waiting (put, settle)
-    waiting -> waiting (assign, reseal) · leased (lease)
+    waiting -> waiting (assign, reseal, purge) · gone (purge) · leased (lease)
     leased  -> leased (settle) · gone (settle, replay) · waiting (release, reclaim)
 
 A recipient is waiting (no done bit), perhaps in doubt (doubt bit), or has left the slice: terminal in the event stream,
 or moved to a younger slice by a retry::
 
     submitted -> queued | refused | expired | cancelled | lost (put)
-    queued    -> leased (lease) · lost (clear)
-    deferred  -> leased (lease) · lost (clear)
-    in doubt  -> leased (lease) · lost (clear)
+    queued    -> leased (lease) · lost (clear) · refused (purge)
+    deferred  -> leased (lease) · lost (clear) · refused (purge)
+    in doubt  -> leased (lease) · lost (clear) · refused (purge)
     leased    -> queued (release, reclaim) · deferred | in doubt | delivered | bounced | refused | expired |
                  cancelled | unknown | lost (settle, replay)
 
