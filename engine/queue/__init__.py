@@ -18,6 +18,7 @@ The path, and who walks it:
 
 9. `sweeps`    walks over all of it: reseal.lua (new weeks' keys), hasten.lua (what was cancelled), unpark.lua (resumed)
 10. claim.lua and bury.lua keep the intake stream for `engine.campaign.claims`: what silent workers held, their names
+11. `erasing`  erase.lua: people leave waiting slices; exchange.lua: sealed stream entries give way to others
 
 `scripts` loads the Lua files by name. A script touches one hash tag, knows no clock but Redis TIME, holds 64-bit maps
 as strings (a Lua number is a double) and runs on Valkey 9 and Redis 7.0 alike.
