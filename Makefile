@@ -26,7 +26,7 @@ SEED ?= 1
 WORKERS ?= 2
 SOURCES := engine tracker policy benchmarks tests
 
-.PHONY: help demo test debian fast check lint format types contracts bench chaos chaos-matrix chaos-blocked bench-queue bench-peers bench-ledger policy-table docs lock clean
+.PHONY: help demo test debian fast check lint format types contracts bench chaos chaos-matrix chaos-blocked bench-queue bench-peers bench-ledger bench-erasure policy-table docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -109,13 +109,18 @@ chaos-matrix: $(VENV)/.dev ## What {always, everysec} lose at kill -9, full disk
 chaos-blocked: $(VENV)/.dev ## A blocked provider's 10,000 domains beside 100 free ones: what these keep; one line of JSON
 	@$(BIN)/python -m tests.chaos.blocked $(BLOCKED)
 
+bench-erasure: $(VENV)/.dev ## How long the answer to an erasure takes in a large ledger, and what is left; one line of JSON
+	@$(BIN)/python -m benchmarks.erasure $(ERASURE)
+
 policy-table: $(VENV)/.dev ## Each promise of the privacy policy, its tests, and whether they guard it; one line of JSON
 	@$(BIN)/python -m tests.promises
 
-docs: $(VENV)/.dev ## docs/configuration.md from the settings models
+docs: $(VENV)/.dev ## docs/configuration.md, retention.md and inventory.md from the models
 	@mkdir -p docs
 	$(BIN)/sales-push config --markdown > docs/configuration.md.new
 	mv docs/configuration.md.new docs/configuration.md
+	for page in retention inventory; do $(BIN)/sales-push policy $$page --markdown --shipped > docs/$$page.md.new \
+		&& mv docs/$$page.md.new docs/$$page.md || exit 1; done
 
 lock: $(VENV)/.dev ## Resolve the dependencies again (needs the network); commit the five files
 	$(PIP) uv

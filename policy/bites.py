@@ -3,6 +3,12 @@
     lock the sweep's row · at most so many rows · copies of held people's (`policy.holds`) · delete or clear · add rows
     and digest to the manifest; with the last bite: its time, and a line in the audit chain
 
+Over PostgreSQL a day of the large tables that goes as a whole is one bite whatever its size (`policy.partitions`):
+
+    1. `tally`    on a connection for reading, nobody waits: how many, their digest, which of them are held people's
+    2. `drop`     by the writer: are they still the same? then copies, partition and manifest in one transaction;
+                  else it is tallied anew. A day with rows that must stay is bitten off row by row
+
 Laws:
 - a day is swept once, however many sweep and wherever one was killed: rows, digest and the sweep's row change together,
   and the next bite begins where the last one was committed. Rows that come for a swept day later are swept again, added
@@ -12,13 +18,17 @@ Laws:
   are kept, those of a domain with fewer than `K_ANONYMOUS` recipients under no domain (WP216: no singling out);
 - the audit chain loses its oldest lines only, never its last, and only up to a checkpoint that is elsewhere, where
   there are any. That manifest's digest is the hash of the last line that went: the oldest line left carries it as
-  `prev`, so the rest is verified from there on (`policy.audit.beginning`).
+  `prev`, so the rest is verified from there on (`policy.audit.beginning`). A checkpoint goes after the lines that it
+  covers, and never the one in front of the oldest line left.
 
 Any other digest is the sum, modulo 2**256, of the BLAKE2b of every destroyed key: whoever has the list can check it, in
 whatever order and bites they went.
 
-Known limits: over PostgreSQL a partitioned day is read whole for its digest, in one transaction, before it is dropped.
-A line of the audit chain that a clock running back dated too old goes when the lines before it do.
+Measured with a day of a million rows (PostgreSQL 18, two busy cores): tallied at 2.8 us of CPU a row while others
+write, then dropped in 0.4 s, of which 0.3 s to count it once more.
+
+Known limits: others wait for that count, and for readers of the table no longer than `policy.partitions` says. A line
+of the audit chain that a clock running back dated too old goes when the lines before it do.
 """
 
 from __future__ import annotations
@@ -44,6 +54,8 @@ ROWS: Final = 2_000  # a transaction, 70 ms: an opt-out waits for at most one of
 K_ANONYMOUS: Final = 5  # recipients: fewer at a domain would single them out
 _FAMILIES: Final = 200  # rows a transaction that take others with them: a job's sums can be thousands
 _MANY: Final = 500  # values an IN list
+_STREAMED: Final = 5_000  # keys of a day in memory at once
+_TOLD_APART: Final = {"message": "mref", "history": "mref", "hit": "id"}
 _MODULUS: Final = 1 << 256
 
 
@@ -68,6 +80,10 @@ def over(place: Place) -> list[ColumnElement[bool]]:
         return [left, ~_refers("message", "job", numbers), ~_refers("history", "job", numbers)]
     if place.name == "sweep":
         return [sweep_table.c.at > 0]  # 0: not ended yet
+    if place.name == "checkpoint":
+        # the one in front of the oldest line left proves where the chain begins (audit.beginning), later ones cover it
+        oldest = select(func.min(schema.audit.c.seq)).scalar_subquery()
+        return [schema.checkpoint.c.seq < func.coalesce(oldest - 1, schema.checkpoint.c.seq + 1)]
     if place.name in ("link", "job_view"):
         return [_refers(place.name, "job", numbers)]
     if place.name == "job":
@@ -125,29 +141,97 @@ def bite(conn: Connection, keyring: Keyring, one: Sweep, now: int, rows: int = R
         return Bite(0, True)
     if place.with_rows:
         rows = min(rows, _FAMILIES)
-    whole = not one.account and partitions.is_partitioned(conn, place.table)
     manifest = open_manifest(conn, one)
     named = {column.name: column for column in table.primary_key.columns}
     named |= {name: table.c[name] for name in _NAMES_OF.get(place.person, ())}
     wanted = select(*named.values()).where(*mine)
     if place.name == "audit":
         wanted = wanted.add_columns(table.c.hash).order_by(table.c.seq)
-    found = [dict(row._mapping) for row in conn.execute(wanted if whole else wanted.limit(rows))]
+    found = [dict(row._mapping) for row in conn.execute(wanted.limit(rows))]
     if place.person and found:
         Protected(conn, keyring, now).copy(place, table, one.day, found)
     keys = [tuple(row[column.name] for column in table.primary_key.columns) for row in found]
-    if whole:
-        waiting = conn.scalars(select(job.c.number).where(job.c.done_at.is_(None))).all()
-        gone = partitions.drop_day(conn, place.table, one.day, keep_jobs=waiting)
-    else:
-        gone = _take(conn, place, one.day, keys)
+    gone = _take(conn, place, one.day, keys)
     digest = found[-1]["hash"] if place.name == "audit" else summed(manifest.digest, place.name, keys)
-    is_last = whole or len(found) < rows
+    is_last = len(found) < rows
     close_manifest(conn, one, manifest.rows + gone, digest, now if is_last else 0)
     return Bite(gone, is_last)
 
 
 _NAMES_OF: Final = {"pseudonym": ("pseudonym",), "reference": ("job", "mref"), "subject": ("subject",), "tag": ("tag",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """A whole day before it is dropped. rows, total: how many, and the sum of what tells them apart: neither can be as
+    it was once a row has come or gone; digest: of their keys; holds: those that stood; held: keys of rows of theirs."""
+
+    rows: int
+    total: int
+    digest: bytes
+    holds: frozenset[int]
+    held: Sequence[dict[str, Any]]
+
+
+def tally(conn: Connection, keyring: Keyring, one: Sweep, now: int) -> Tally | None:
+    """None: this is nothing to drop, take bites of it. Read-only, one row at a time in memory. Raises VaultError."""
+    place = place_of(one.place)
+    if one.account or not partitions.is_partitioned(conn, place.table) or _some_stay(conn, place, one.day):
+        return None
+    before = _count(conn, place, one.day)
+    if not before[0]:
+        return None
+    table = schema.metadata.tables[place.table]
+    names = [column.name for column in table.primary_key.columns]
+    more = [name for name in _NAMES_OF.get(place.person, ()) if name not in names]
+    wanted = select(*[table.c[name] for name in (*names, *more)]).where(of_day(place, one.day))
+    protected = Protected(conn, keyring, now)
+    digest, held = bytes(32), list[dict[str, Any]]()
+    for some in conn.execution_options(yield_per=_STREAMED).execute(wanted).partitions():
+        digest = summed(digest, place.name, [tuple(row[: len(names)]) for row in some])
+        if protected:
+            keys = [dict(row._mapping) for row in some]
+            held += [keys[index] for index in protected.owners(place, one.day, keys)]
+    return Tally(*before, digest, _standing(protected), held)
+
+
+def drop(conn: Connection, keyring: Keyring, one: Sweep, now: int, known: Tally) -> Bite | None:
+    """The day goes as a whole; None: it is not as it was tallied, nothing was taken. Raises VaultError, and
+    OperationalError when readers do not let go of the table."""
+    place = place_of(one.place)
+    protected = Protected(conn, keyring, now)
+    is_same = _standing(protected) == known.holds and _count(conn, place, one.day) == (known.rows, known.total)
+    if not is_same or _some_stay(conn, place, one.day):
+        return None
+    manifest = open_manifest(conn, one)
+    if known.held:
+        protected.copy(place, schema.metadata.tables[place.table], one.day, known.held)
+    gone = partitions.drop_day(conn, place.table, one.day, rows=known.rows)
+    total = int.from_bytes(manifest.digest, "big") + int.from_bytes(known.digest, "big")
+    close_manifest(conn, one, manifest.rows + gone, (total % _MODULUS).to_bytes(32, "big"), now)
+    return Bite(gone, True)
+
+
+def _standing(protected: Protected) -> frozenset[int]:
+    return frozenset(number for numbers in protected.holds.values() for number in numbers)
+
+
+def _some_stay(conn: Connection, place: Place, day: int) -> bool:
+    """Whether the day has rows that are not over: of a job that is not."""
+    if not over(place):
+        return False
+    table, waiting = schema.metadata.tables[place.table], select(job.c.number).where(job.c.done_at.is_(None))
+    return (
+        conn.execute(select(table.c.job).where(of_day(place, day), table.c.job.in_(waiting)).limit(1)).first()
+        is not None
+    )
+
+
+def _count(conn: Connection, place: Place, day: int) -> tuple[int, int]:
+    table = schema.metadata.tables[place.table]
+    which = table.c[_TOLD_APART[place.table]]
+    rows, total = conn.execute(select(func.count(), func.coalesce(func.sum(which), 0)).where(of_day(place, day))).one()
+    return int(rows), int(total)
 
 
 def _take(conn: Connection, place: Place, day: int, keys: Sequence[tuple[Any, ...]]) -> int:

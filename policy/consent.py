@@ -178,7 +178,8 @@ def is_whole(conn: Connection, subject: int, now: int) -> bool:
 
 def history(conn: Connection, subject: int) -> list[Act]:
     """Everything a subject agreed to and took back, by the time of the act."""
-    statement = select(table).where(table.c.subject == subject).order_by(table.c.given_at, table.c.withdrawn)
+    by = table.c.given_at, table.c.withdrawn, table.c.purpose
+    statement = select(table).where(table.c.subject == subject).order_by(*by)
     return [_act(row) for row in conn.execute(statement)]
 
 
@@ -188,7 +189,7 @@ def _acts_of(conn: Connection, subjects: Iterable[int], purpose: str) -> Iterato
         statement = (
             select(table)
             .where(table.c.subject.in_(some), table.c.purpose == purpose)
-            .order_by(table.c.subject, table.c.given_at)
+            .order_by(table.c.subject, table.c.given_at, table.c.withdrawn)
         )
         for subject, rows in itertools.groupby(conn.execute(statement), key=lambda row: int(row.subject)):
             yield subject, [_act(row) for row in rows]

@@ -5,7 +5,7 @@ follow: every place (`policy.personal`) until none has anything left, then Redis
 SQLite's log cut, then the receipt.
 
     ask     1 `erasure.begin` through Enforcement: in SQL, at the gate, at the trackers, in the tombstones
-            2 `erasure.shred`: messages listed, key and identity gone                                 -> the answer
+            2 `erasure.enlist`, `erasure.shred`: messages listed in portions, key and identity gone   -> the answer
     loop    3 every place, as often as something is left  4 BGREWRITEAOF, followed to its end  5 the log of SQLite
             6 `erasure.finish`: state purged, the receipt
 
@@ -24,6 +24,7 @@ bytes is theirs. A reader that stays in one snapshot for long keeps SQLite's log
 from __future__ import annotations
 
 import asyncio
+import functools
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ _IDLE_SECONDS: Final = 1.0  # an idle round asks nobody
 _REFRESH_SECONDS: Final = 300.0  # the guard forgets who was erased a day ago; closed requests lose their address
 _PATIENCE: Final = (1.0, 300.0)  # between two walks of the places for one erasure: doubled from the first to the second
 _PORTION: Final = 50_000  # messages of one person handed to the places at once
+_LISTED: Final = 20_000  # messages of one person listed a transaction: an opt-out waits for at most one of them
 _CHECKPOINT_MS: Final = 250  # the writer stands still for so long at most
 
 
@@ -147,15 +149,26 @@ class Erasing:
     async def _shred(self, number: int) -> erasure.Shredded:
         keyring, now = self._premises.keyring(), self._premises.clock()
 
-        def work(conn: Connection) -> tuple[erasure.Shredded, str]:
-            told = erasure.shred(conn, keyring, number, now, keep_held)
-            self._guard.watch(conn, number)  # on the drains' own thread: no event slips between
+        def work(conn: Connection, since: int) -> int | tuple[erasure.Shredded, str]:
+            # on the drains' own thread, and before the first portion: no event slips between list and key
+            self._guard.expect(conn, number)
+            further = erasure.enlist(conn, keyring, number, since, _LISTED)
+            if further is not None:
+                return further
+            told = erasure.shred(conn, keyring, number, now, keep_held, is_listed=True)
+            self._guard.watch(conn, number)
             state = conn.execute(select(table.c.state).where(table.c.number == number)).scalar_one()
             return told, str(state)
 
-        reach("before-shred")
-        told, state = await self._store.write(work)
-        reach("after-shred")
+        since = 0
+        while True:
+            reach("before-shred")
+            answer = await self._store.write(functools.partial(work, since=since))
+            reach("after-shred")
+            if not isinstance(answer, int):
+                told, state = answer
+                break
+            since = answer
         if self._oldest is None:
             self._oldest = now
         if state == erasure.PURGED:

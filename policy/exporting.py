@@ -74,6 +74,12 @@ def people(engine: Engine, *, since: int | None = None, of: int | None = None) -
         return int(conn.execute(wanted if of is None else wanted.where(message.c.job == of)).scalar_one())
 
 
+def account_of(engine: Engine, of: int) -> int:
+    """Whose job it is: a reading of one job concerns the people of its account, and nobody else is told of it."""
+    with engine.connect() as conn:
+        return int(conn.execute(select(job.c.account).where(job.c.number == of)).scalar_one())
+
+
 def read(engine: Engine, *, since: int | None = None, of: int | None = None, page: int = PAGE) -> Iterator[list[Row]]:
     """Rows a page. since: microseconds, inclusive (of a hit: of its hour); of: number of the only job wanted."""
     number = of if of is not None else _next_job(engine, None)

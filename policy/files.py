@@ -95,6 +95,20 @@ CATALOGUE: Final[tuple[Family, ...]] = (
         _LIFE,
     ),
     _family(
+        "backup, being made",
+        r"backup/[0-9a-f]{8}-policy\.(db(-journal)?|dump)",
+        "policy.backup",
+        "as the ledger",
+        "R0",
+        "with the backup, 6 hours after a crash",
+    ),
+    _family(
+        "restore, being made ready", r"restoring/[\w.-]+", "policy.restoring", "as the ledger", "R0", "with the restore"
+    ),
+    _family(
+        "quarantine mark", r"quarantine\.json(\.new)?", "policy.restoring", "none", "R0", "when the replay is done"
+    ),
+    _family(
         "bundles",
         r"exports/export-[A-Za-z0-9-]+\.zip(\.part)?",
         "policy.bundle",

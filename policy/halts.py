@@ -12,7 +12,8 @@ Words of a partition's set `keyspace.halts`, as the scripts of the queue read th
     x<job>       ended by somebody's will: a share put from now on begins as cancelled (written with the job's state)
 
 A domain's words are in its own partition, an account's and a job's in all of them. The lane reference is kept with the
-domain, because its key never rotates; the domain itself is kept, for somebody has to know what is halted.
+domain, because its key never rotates; the domain itself is kept, for somebody has to know what is halted. So is the
+reason as the operator wrote it: it goes with the halt, and nowhere else (`policy.remarks`).
 
 Known limits: cancelling an account is an act, not a state: it cancels every open job of it (`policy.operations`).
 """

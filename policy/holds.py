@@ -27,7 +27,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, Table, and_, insert, or_, select, update
 
-from policy import audit, schema, vault
+from policy import audit, purposes, readings, schema, vault
 from policy.classes import RETENTION, Period, gone_from, today_of
 from policy.instants import DAY_US, week_of
 from policy.jobs import Refused
@@ -318,8 +318,18 @@ class HoldOperations:
         now = self._premises.clock()
         return await self._premises.store.write(lambda conn: release(conn, number, now))
 
-    async def op_hold_list(self) -> list[dict[str, Any]]:
-        """Standing holds; due: its review is over."""
+    async def op_hold_list(self, actor: str = "officer", purpose: str = "rights") -> list[dict[str, Any]]:
+        """Standing holds, in the officer's words; due: its review is over. Whoever is held is told that their hold was
+        looked at (P-38). Raises readings.ReadDenied."""
         now = self._premises.clock()
-        found = await self._premises.store.write(standing)
+        limits = self._premises.settings.reading_limits
+
+        def look(conn: Connection) -> tuple[list[Hold], str]:
+            found = standing(conn)
+            people = {one.subject: readings.Asked(actor, purpose, "hold list", subject=one.subject) for one in found}
+            return found, readings.enter_each(conn, list(people.values()), limits, purposes.registry(), now).denied
+
+        found, denied = await self._premises.store.write(look)
+        if denied:
+            raise readings.ReadDenied(denied)
         return [asdict(one) | {"due": one.review <= now} for one in found]

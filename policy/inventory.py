@@ -7,6 +7,7 @@ period, and the table that people read and the sweep say the same on the same da
     `lines`      every column, key family and file family: what of a person, why, class, owner, end
     `missing`    what is stored and not described: a test fails on it, by name
     `table`      the classes as anybody may read them: content, from when on, how long, what then
+    pages        both as Markdown, docs/inventory.md and docs/retention.md; `as_html` for an operator's own page
 
 Known limits: purposes of key and file families are those of the room that owns them. The words are English; notices in
 other languages are texts of the operator (docs/privacy.md).
@@ -51,6 +52,24 @@ _WHY: Final[dict[str, str]] = {
     "policy.keys": "to seal and to pseudonymise",
     "policy": "to run the installation",
 }
+_INVENTORY_HEAD: Final = """\
+# Data inventory
+
+Every column of SQL, every family of keys in Redis and every kind of file: what of a person it holds, what for, in which
+class it is kept ([retention.md](retention.md)), which room of the program writes it, and when it ends (P-01). With the
+settings as shipped; of your own: `sales-push policy inventory`.
+
+This page is made by `make docs` from schema, key catalogue and file catalogue; do not edit it.
+"""
+_RETENTION_HEAD: Final = """\
+# How long what is kept
+
+The classes of retention as they are shipped; [privacy.md](privacy.md) says what they are for. An operator may shorten
+most of them (`[policy.retention]`), an account may shorten R2, R3 and R4 for itself, nobody can lengthen one. Your own
+table, for your own page: `sales-push policy retention --html`. What sweeps reads the same settings (P-06).
+
+This page is made by `make docs` from the retention classes; do not edit it.
+"""
 _ACTIONS: Final = {
     Action.DROP: "destroyed",
     Action.SHRED: "key and record destroyed",
@@ -142,6 +161,18 @@ def as_markdown(what: Sequence[Line] | Sequence[Row]) -> Iterator[str]:
     yield "|" + " --- |" * len(documents[0])
     for document in documents:
         yield "| " + " | ".join(str(value).replace("|", "\\|") for value in document.values()) + " |"
+
+
+def inventory_page(what: Sequence[Line]) -> Iterator[str]:
+    """docs/inventory.md, line by line."""
+    yield _INVENTORY_HEAD
+    yield from as_markdown(what)
+
+
+def retention_page(what: Sequence[Row]) -> Iterator[str]:
+    """docs/retention.md, line by line."""
+    yield _RETENTION_HEAD
+    yield from as_markdown(what)
 
 
 def as_html(what: Sequence[Row]) -> str:

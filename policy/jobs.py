@@ -191,8 +191,9 @@ class Moved:
     rows: int | None = None
 
 
-def move(conn: Connection, name: int | str, state: str, reason: str, now: int) -> Moved:
-    """Change a job's state by somebody's will. Leaves a line in the audit chain."""
+def move(conn: Connection, name: int | str, state: str, reason: str, now: int, *, remark: str = "operation") -> Moved:
+    """Change a job's state by somebody's will. Leaves a line in the audit chain: with the remark, never with the
+    reason, which somebody may have written by hand (`policy.remarks`)."""
     if state not in JOB_MOVES:
         raise Refused("refused", f"nobody can put a job into the state {state[:20]}")
     number = number_of(conn, name)
@@ -208,7 +209,7 @@ def move(conn: Connection, name: int | str, state: str, reason: str, now: int) -
     if state == "sending" and row.rows_submitted is None:
         stored = "expanding"
     _set(conn, number, stored, reason)
-    audit.append(conn, now, "operator", f"job-{stored}", f"job/{number}", reason or "operation", "done")
+    audit.append(conn, now, "operator", f"job-{stored}", f"job/{number}", remark, "done")
     rows = None
     if stored == "cancelled" and row.rows_submitted is None:
         rows = _close(conn, number)

@@ -221,14 +221,14 @@ class Reader:
                 .select_from(counter)
                 .outerjoin(domain, domain.c.number == counter.c.domain)
                 .where(counter.c.job == number)
-                .order_by(counter.c.n.desc())
+                .order_by(counter.c.n.desc(), counter.c.domain, counter.c.kind, counter.c.reason)
             )
             by_link = (
                 select(hit_counter.c.link, link.c.url, hit_counter.c.kind, hit_counter.c.visitor, hit_counter.c.n)
                 .select_from(hit_counter)
                 .outerjoin(link, (link.c.job == hit_counter.c.job) & (link.c.number == hit_counter.c.link))
                 .where(hit_counter.c.job == number)
-                .order_by(hit_counter.c.link, hit_counter.c.n.desc())
+                .order_by(hit_counter.c.link, hit_counter.c.n.desc(), hit_counter.c.kind, hit_counter.c.visitor)
             )
             domains = [
                 (name or "", word(Kind, kind), word(Reason, reason) if reason else "", int(n))
@@ -310,6 +310,11 @@ class Reader:
             wanted = select(table.c.number).where(table.c.account == found.number, table.c.name == part)
             number: int | None = conn.execute(wanted).scalar()
         return number
+
+    def suppressed(self) -> int:
+        """How many entries that are: what an export asks leave for."""
+        with self._engine.connect() as conn:
+            return suppression.count(conn)
 
     def suppressions(self) -> Iterator[suppression.Entry]:
         """All of them, read as they are asked for: an export of a million needs no memory for them."""

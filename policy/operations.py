@@ -7,6 +7,8 @@ what it says (suppressed is suppressed).
 The methods are found by their names, their arguments decoded by their annotations (`policy.doorway`). A job without a
 list gets the account's list "default": its opt-out links have to name one.
 
+What operators write by hand stays with the job or the halt; the audit chain has its reference (`policy.remarks`).
+
 Known limits: `withdraw` and `restrict` know a person by (account, tag); who is not in the vault cannot withdraw there,
 and needs not: nothing is remembered of them.
 """
@@ -31,6 +33,7 @@ from policy import (
     keyspace,
     lapsing,
     negative,
+    remarks,
     statements,
     suppression,
     vault,
@@ -112,14 +115,15 @@ class Operations:
         return told
 
     async def op_reject_note(self, account: str, job_id: str, reason: str) -> None:
-        ref = f"job/{account[:64]}/{job_id[:128]}"
+        """reason: kept nowhere here, the stream of rejected entries is the record."""
+        ref = remarks.named(self._keyring(), "refused-job", account, job_id)
         await self.store.write(
-            lambda conn: audit.append(conn, self._clock(), "intake", "job-rejected", ref, "operation", reason[:200])
+            lambda conn: audit.append(conn, self._clock(), "intake", "job-rejected", ref, "operation", "rejected")
         )
 
     async def op_job_state(self, job: int | str, state: str, reason: str = "") -> str:
         def change(conn: Connection, effects: Effects) -> jobs.Moved:
-            moved = jobs.move(conn, job, state, reason, self._clock())
+            moved = jobs.move(conn, job, state, reason, self._clock(), remark=self._remark(reason))
             effects.jobs[moved.number] = (state, moved.waits)
             return moved
 
@@ -131,7 +135,7 @@ class Operations:
 
     async def op_halt_account(self, name: str, act: str, reason: str = "") -> Halted:
         """act: pause | resume | cancel."""
-        now = self._clock()
+        now, remark = self._clock(), self._remark(reason)
         ended: list[jobs.Moved] = []
 
         def change(conn: Connection, effects: Effects) -> Halted:
@@ -145,7 +149,7 @@ class Operations:
                 changed = halts.resume_account(conn, holder.number)
             elif act == "cancel":
                 for number in jobs.unended(conn, holder.number):
-                    moved = jobs.move(conn, number, "cancelled", reason, now)
+                    moved = jobs.move(conn, number, "cancelled", reason, now, remark=remark)
                     effects.jobs[number] = ("cancelled", moved.waits)
                     ended.append(moved)
                 changed = bool(ended)
@@ -154,7 +158,7 @@ class Operations:
             halted = halts.is_account_halted(conn, holder.number)
             effects.words[f"a{holder.number}", _EVERYWHERE] = halted
             if changed:
-                audit.append(conn, now, "operator", f"account-{act}", f"account/{holder.number}", _why(reason), "done")
+                audit.append(conn, now, "operator", f"account-{act}", f"account/{holder.number}", remark, "done")
             state = "frozen" if holder.is_frozen else "paused" if halted else "active"
             return Halted(state, changed, tuple(moved.number for moved in ended))
 
@@ -166,7 +170,7 @@ class Operations:
 
     async def op_halt_domain(self, domain: str, act: str, reason: str = "") -> Halted:
         """act: pause | resume | cancel."""
-        name, now = parse_domain(domain), self._clock()
+        name, now, remark = parse_domain(domain), self._clock(), self._remark(reason)
         lane = keyspace.lane_ref(name, self._keyring().lane)
         state = {"pause": halts.PAUSED, "cancel": halts.CANCELLED, "resume": None}.get(act, "")
         if state == "":
@@ -181,7 +185,7 @@ class Operations:
             for word, stands in halts.words_of_domain(lane, state).items():
                 effects.words[word, where] = stands
             if changed:  # by its reference: a domain can name a person, and this line is kept for long
-                audit.append(conn, now, "operator", f"domain-{act}", f"domain/{lane}", _why(reason), "done")
+                audit.append(conn, now, "operator", f"domain-{act}", f"domain/{lane}", remark, "done")
             return Halted(state or "active", changed)
 
         return cast(Halted, await self.enforcement.apply(change))
@@ -267,6 +271,10 @@ class Operations:
 
         await self.enforcement.apply(change)
 
+    def _remark(self, reason: str) -> str:
+        """What the audit chain says of words somebody wrote by hand."""
+        return remarks.reference(self._keyring(), reason)
+
     def _suppress(self, conn: Connection, effects: Effects, entries: list[suppression.Entry]) -> int:
         """An opt-out or complaint holds for the mailbox too, in whatever spelling its provider takes (policy.address).
         How many entries changed: of those given."""
@@ -327,10 +335,6 @@ def _expanded(conn: Connection, number: int, rows: int, now: int) -> str:
     except Refused as error:
         return f"{error.kind}: {error}"
     return ""
-
-
-def _why(reason: str) -> str:
-    return reason[:200] or "operation"
 
 
 def _suppress(conn: Connection, effects: Effects, entries: list[suppression.Entry]) -> int:

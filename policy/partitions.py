@@ -15,23 +15,29 @@ Law: no row is refused or lost for want of a partition. A day that nobody prepar
 did not run for a week) goes into the default partition; `prepare` makes its partition, moves it, and tells how many
 they were (the writer logs an error).
 
-Law: a partition is dropped in the transaction that records the sweep: both happened or neither.
+Law: a partition is dropped in the transaction that records the sweep: both happened or neither. A writer never waits
+for readers longer than `_LOCK_MS`.
 
 On SQLite the same calls are one ``DELETE`` and one walk along the index, so that callers need not ask where they are.
 
-Known limits: dropping waits for readers of the table and holds up new ones meanwhile, so it gives up after
-`_LOCK_MS` (sqlalchemy.exc.OperationalError; the sweep comes again). What PostgreSQL's write-ahead log and its own
-backups still hold is the database operator's: recycle and destroy them within the classes' periods (docs/privacy.md).
+Known limits: dropping waits for readers of the table and holds up new ones and the writer meanwhile, so it gives up
+after `_LOCK_MS` (sqlalchemy.exc.OperationalError; the sweep comes again within a minute, `prepare` in an hour). A row
+that is deleted for itself (an erasure, an account that keeps less, a day around jobs that are not over) stays in its
+page until a vacuum, and its bytes until the page is written over, at the latest until the day's partition is dropped.
+What PostgreSQL's write-ahead log and its own backups still hold is the database operator's: recycle and destroy them
+within the classes' periods (docs/privacy.md).
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 from typing import Any, Final
 
 from sqlalchemy import Connection, Table, delete, func, select
+from sqlalchemy.exc import OperationalError
 
 from policy import schema
 
@@ -42,18 +48,20 @@ PARTITIONED: Final[dict[str, Table]] = {
 AHEAD: Final = 7  # days: a writer that is away for a week finds its partitions when it is back
 _BEHIND: Final = 1  # events of yesterday still come
 _HOLLOW: Final = 14  # days after which a partition that has no row is taken away: nothing was sent on that day
-_LOCK_MS: Final = 3_000
+_LOCK_MS: Final = 250  # an opt-out waits for readers of a dropped day no longer than that
 _NAME: Final = re.compile(r"_d(\d{1,7})\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """made: partitions; adopted: rows that had come for days without one (an alarm unless the store was just
-    upgraded); hollow: partitions without a row, taken away."""
+    upgraded); hollow: partitions without a row, taken away; refused: tables whose readers did not let go, so that there
+    is something left for the next time."""
 
     made: int = 0
     adopted: int = 0
     hollow: int = 0
+    refused: int = 0
 
 
 def is_partitioned(conn: Connection, table: str) -> bool:
@@ -65,24 +73,37 @@ def prepare(conn: Connection, today: int) -> Prepared:
     """Partitions for the days to come. Idempotent; at the writer's start and every hour. today: days since 1970."""
     if conn.dialect.name == "sqlite":
         return Prepared()
-    made = adopted = hollow = 0
+    told = Prepared()
     for name in PARTITIONED:
-        have = set(_partitions(conn, name))
-        strays = {
-            int(day): int(rows)
-            for day, rows in conn.exec_driver_sql(f"SELECT day, count(*) FROM {name}_default GROUP BY day")
-        }
-        wanted = set(range(max(0, today - _BEHIND), today + AHEAD + 1)) | strays.keys()
-        for day in sorted(day for day in wanted if day >= 0):
-            if day not in have:
-                _make(conn, name, day, move=day in strays)
-                made += 1
-        adopted += sum(rows for day, rows in strays.items() if day >= 0)
-        for day in sorted(have):
-            if day < today - _HOLLOW and not _has_rows(conn, f"{name}_d{day}"):
-                _drop(conn, f"{name}_d{day}")
-                hollow += 1
-    return Prepared(made, adopted, hollow)
+        try:
+            with conn.begin_nested(), _impatient(conn):
+                done = _prepare(conn, name, today)
+        except OperationalError as error:
+            if error.connection_invalidated:
+                raise
+            done = Prepared(refused=1)  # a day has a week to get its partition
+        told = Prepared(*map(sum, zip(astuple(told), astuple(done), strict=True)))
+    return told
+
+
+def _prepare(conn: Connection, name: str, today: int) -> Prepared:
+    """Of one table, all or nothing."""
+    made = hollow = 0
+    have = set(_partitions(conn, name))
+    strays = {
+        int(day): int(rows)
+        for day, rows in conn.exec_driver_sql(f"SELECT day, count(*) FROM {name}_default GROUP BY day")
+    }
+    wanted = set(range(max(0, today - _BEHIND), today + AHEAD + 1)) | strays.keys()
+    for day in sorted(day for day in wanted if day >= 0):
+        if day not in have:
+            _make(conn, name, day, move=day in strays)
+            made += 1
+    for day in sorted(have):
+        if day < today - _HOLLOW and not _has_rows(conn, f"{name}_d{day}"):
+            conn.exec_driver_sql(f"DROP TABLE {name}_d{day}")
+            hollow += 1
+    return Prepared(made, sum(rows for day, rows in strays.items() if day >= 0), hollow)
 
 
 def days(conn: Connection, table: str) -> list[int]:
@@ -101,21 +122,17 @@ def days(conn: Connection, table: str) -> list[int]:
     return sorted(held)
 
 
-def drop_day(conn: Connection, table: str, day: int, *, keep_jobs: Collection[int] = ()) -> int:
-    """A day of a table goes; how many rows that was. Where rows of `keep_jobs` (jobs that are not done) stand among
-    them, these stay, and the day is deleted around them row by row. Raises OperationalError when readers do not let
-    go of the table in time: then nothing has changed once the transaction is rolled back."""
-    rows = PARTITIONED[table]
-    mine = rows.c.day == day
-    kept = rows.c.job.in_(sorted(keep_jobs))
-    stays = bool(keep_jobs) and conn.execute(select(rows.c.job).where(mine, kept).limit(1)).first() is not None
-    if stays:
-        return conn.execute(delete(rows).where(mine, ~kept)).rowcount
+def drop_day(conn: Connection, table: str, day: int, *, rows: int | None = None) -> int:
+    """A day of a table goes, whatever is in it; how many rows that was. rows: how many there are, if the caller counted
+    them in this transaction. Raises OperationalError when readers do not let go of the table in time: then nothing has
+    changed once the transaction is rolled back."""
+    large = PARTITIONED[table]
     if not is_partitioned(conn, table) or day not in _partitions(conn, table):
-        return conn.execute(delete(rows).where(mine)).rowcount
+        return conn.execute(delete(large).where(large.c.day == day)).rowcount
     name = f"{table}_d{int(day)}"
-    count: int = conn.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar_one()
-    _drop(conn, name)
+    count: int = conn.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar_one() if rows is None else rows
+    with _impatient(conn):
+        conn.exec_driver_sql(f"DROP TABLE {name}")
     return count
 
 
@@ -147,8 +164,10 @@ def _make(conn: Connection, table: str, day: int, *, move: bool) -> None:
     )
 
 
-def _drop(conn: Connection, name: str) -> None:
+@contextlib.contextmanager
+def _impatient(conn: Connection) -> Iterator[None]:
+    """Locks are waited for no longer than `_LOCK_MS`. After an error this is rolled back with the transaction."""
     before = conn.exec_driver_sql("SELECT current_setting('lock_timeout')").scalar_one()
     conn.exec_driver_sql("SELECT set_config('lock_timeout', %s, true)", (str(_LOCK_MS),))
-    conn.exec_driver_sql(f"DROP TABLE {name}")
+    yield
     conn.exec_driver_sql("SELECT set_config('lock_timeout', %s, true)", (before,))

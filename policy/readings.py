@@ -5,7 +5,7 @@ before the answer. The answer is yes when the registry of purposes says so of ea
 reader stays below what their role may read in a day.
 
     1 whose     by tag at every account (or one), by subject number, or nobody by name: a number of people
-    2 allowed   purpose x field class, data older than the purpose, consent; no: the read is denied
+    2 allowed   purpose x field class, data older than the purpose, consent, figures of enough people; no: denied
     3 limit     people this actor has read today (UTC) and this read, against the role's limit; over it: denied
     4 written   a row of the table reading for each person, one for a group; a bypass of consent is a line of the
                 audit chain too (P-32)
@@ -26,7 +26,7 @@ What somebody reads past us, with the keys and an SQL shell, is seen by nobody h
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -67,6 +67,7 @@ _TEXTS: Final = {
     "field-class": "the purpose has no use for such fields",
     "no-consent": "it needs consent, and there is none; where a law says so, name it (legal_basis_ref)",
     "older-than-purpose": "the data are older than the purpose, and nobody agreed since",
+    "too-few-people": "a figure about so few people would tell of each of them",
     "over-limit": "the role's limit of people a day is reached",
 }
 
@@ -160,7 +161,6 @@ def enter(conn: Connection, asked: Asked, limits: Mapping[str, int], registry: R
     """Judge a read and write it down. Raises ValueError for what is no question."""
     _check(asked)
     people = _people(conn, asked)
-    declared = asked.purpose if asked.purpose in registry.purposes else "unknown"  # else it is somebody's free text
     bypassed = False
     denied = ""
     for number, _, created in people or [(0, 0, None)]:
@@ -173,11 +173,12 @@ def enter(conn: Connection, asked: Asked, limits: Mapping[str, int], registry: R
             denied = denied or verdict.reason
         bypassed = bypassed or verdict.reason == "bypass"
     wanted = len(people) or (0 if asked.tag else asked.count)  # one person asked for, whom no account knows: nobody
+    if not denied and asked.field_class == "C0" and not people and not asked.tag:
+        denied = registry.allows_figure(asked.purpose, asked.count, now).reason  # a group of few names its members
     if not denied and _is_over(conn, asked, wanted, limits, now):
         denied = "over-limit"
     if denied:
-        audit.append(conn, now, asked.actor, DENIED, f"reading/{asked.what}", declared, denied)
-        return Answer(denied)
+        return _deny(conn, asked, registry, denied, now)
     if bypassed:
         audit.append(conn, now, asked.actor, BYPASS, f"law/{asked.legal_basis_ref}", asked.purpose, "done")
     rows = [(number, account, 1) for number, account, _ in people] or [(0, asked.account, wanted)]
@@ -192,6 +193,22 @@ def enter(conn: Connection, asked: Asked, limits: Mapping[str, int], registry: R
         ],
     )  # fmt: skip
     return Answer(rows=len(rows))
+
+
+def enter_each(
+    conn: Connection, asked: Sequence[Asked], limits: Mapping[str, int], registry: Registry, now: int
+) -> Answer:
+    """One question that is answered about several people: all of it is written down, or a line that says why not."""
+    rows = 0
+    whole = conn.begin_nested()
+    for one in asked:
+        answer = enter(conn, one, limits, registry, now)
+        if answer.denied:
+            whole.rollback()  # the others are not shown either: no row may say that they were
+            return _deny(conn, one, registry, answer.denied, now)
+        rows += answer.rows
+    whole.commit()
+    return Answer(rows=rows)
 
 
 def consultations(conn: Connection, accounts_of: Mapping[int, int]) -> list[Consultation]:
@@ -227,6 +244,12 @@ def query_hash(keyring: Keyring, *parts: str) -> bytes:
 
 def _keyed(keyring: Keyring, person: bytes, data: bytes) -> bytes:
     return blake2b(data, digest_size=_HASH_BYTES, key=keyring.service, person=person).digest()
+
+
+def _deny(conn: Connection, asked: Asked, registry: Registry, reason: str, now: int) -> Answer:
+    declared = asked.purpose if asked.purpose in registry.purposes else "unknown"  # else it is somebody's free text
+    audit.append(conn, now, asked.actor, DENIED, f"reading/{asked.what}", declared, reason)
+    return Answer(reason)
 
 
 def _check(asked: Asked) -> None:

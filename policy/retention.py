@@ -73,8 +73,8 @@ PLACES: Final[tuple[Place, ...]] = (
     Place("erasure", "R6", "erasure", "purged", "end of the purge", "subject", "", (), (("purge", "erasure"),)),
     Place("hold", "RH", "hold", "released", "release of the hold", "", "", (), (("held", "hold"),)),
     Place("backup", "R7", "backup", "destroyed", "destruction of the copy"),
-    Place("checkpoint", "R7", "checkpoint", "at", "day of the checkpoint"),
     Place("audit", "R7", "audit", "at", "day of the line; always from the oldest line on"),
+    Place("checkpoint", "R7", "checkpoint", "at", "day of the checkpoint"),
     Place("sweep", "R7", "sweep", "at", "day of the sweep"),
 )  # fmt: skip
 _BY_NAME: Final = {place.name: place for place in PLACES}

@@ -69,7 +69,7 @@ def step(conn: Connection, keyring: Keyring, rows: int = ROWS) -> Step:
     fresh: list[tuple[bytes, int, int, int]] = []
     broken = 0
     for number, account, wrapped, kek_id in found:
-        if kek_id == keyring.kek_id:
+        if kek_id in (keyring.kek_id, vault.LOST):
             continue
         try:
             anew = vault.wrap_anew(keyring, account, number, wrapped, kek_id)

@@ -29,6 +29,7 @@ from policy.configuration import (
     origins,
     table_of,
 )
+from policy.pages import PagesSettings
 from policy.rights.settings import RightsSettings
 
 __all__ = [
@@ -146,7 +147,17 @@ class PolicySettings(BaseSettings):
         default_factory=RetentionSettings,
         description="How long each class is kept: shorter than by default, never longer.",
     )
+    bounce_days: int = Field(
+        default=0,
+        ge=0,
+        le=3650,
+        description="Days for which an account does not write again to a mailbox whose own server said that it does not "
+        "exist (P-41); 0: until an operator takes the mark away.",
+    )
     rights: RightsSettings = Field(default_factory=RightsSettings, description="Rights of the people concerned.")
+    pages: PagesSettings = Field(
+        default_factory=PagesSettings, description="Pages and names that only the operator can give."
+    )
     tombstones_dir: Path = Field(
         default_factory=_under("tombstones"),
         description="Folder of the erasure ledger, which a restored backup must replay: keep it out of the backups, on "

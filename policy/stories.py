@@ -160,7 +160,7 @@ def _story(conn: Connection, keyring: Keyring, number: int, name: str, job_id: s
         for line in conn.execute(
             select(history)
             .where(history.c.job == number, history.c.mref == mref)
-            .order_by(history.c.at, history.c.attempt)
+            .order_by(history.c.at, history.c.attempt, history.c.kind)
         )
     ]
     if row is None:

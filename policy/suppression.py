@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Row, Select, delete, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, delete, func, insert, or_, select, update
 
 from policy import keyspace
 from policy.events import Reason
@@ -157,6 +157,11 @@ def every(conn: Connection) -> Iterator[Entry]:
     """All entries by partition and tag, read a thousand at a time: for `rebuild` and export."""
     statement = select(table).order_by(table.c.partition, table.c.tag, table.c.scope, table.c.scope_id)
     yield from map(_entry, conn.execute(statement.execution_options(yield_per=1000)))
+
+
+def count(conn: Connection) -> int:
+    """How many entries `every` gives."""
+    return int(conn.execute(select(func.count()).select_from(table)).scalar_one())
 
 
 def fields(conn: Connection, tags: Iterable[tuple[bytes, int]], now: int) -> list[Field]:

@@ -1,7 +1,8 @@
 """The sweeper: what `policy.retention` plans is carried out by the writer, in small bites, all day long (P-10).
 
     1. `look`     on a connection for reading: which days each place holds, whose class is over
-    2. days       sweep by sweep, `policy.bites`: one transaction a bite, so that opt-outs never wait for more
+    2. days       sweep by sweep, `policy.bites`: one transaction a bite, so that opt-outs never wait for more; over
+                  PostgreSQL a large table's day is tallied by a reader and dropped as a whole
     3. people     `policy.silence`: evidence, subjects and domains that nobody refers to any more, some a round
     4. Redis      streams of refused and dead entries are trimmed by age
     5. the disk   write-ahead log truncated, free pages given back where the database can (`tidy`)
@@ -49,6 +50,7 @@ log = structlog.get_logger()
 
 _HOUR: Final = 3600.0
 _MINUTE: Final = 60.0
+_TALLIES: Final = 3
 _PEOPLE_A_ROUND: Final = 20_000
 _PAGES: Final = 4_096  # given back at once, 16 MiB
 _BUSY_MS: Final = 200  # a checkpoint waits so long for readers: while it does, nobody can write
@@ -180,6 +182,7 @@ class Sweeping:
         self._consents = _Walk()
         self._subjects = _Walk()
         self._untidy = False
+        self._refused = False  # readers did not let go of what was to be dropped
         self.sweeps = 0
         self.rows = 0
         self.failures = 0
@@ -191,7 +194,7 @@ class Sweeping:
         """Seconds until the next: an hour, or what is left of the day (UTC), or less while there is more to do."""
         await self.sweep()
         now = self._premises.clock()
-        if self._untidy or self._is_walking(now):
+        if self._untidy or self._refused or self._is_walking(now):
             return _MINUTE
         return min(_HOUR, (DAY_US - now % DAY_US) / SECOND_US + 1.0)
 
@@ -202,6 +205,7 @@ class Sweeping:
         """Everything that is over now. Raises RedisError, the store's error."""
         async with self._one_at_a_time:
             now = self._premises.clock()
+            self._refused = False
             done: list[Done] = []
             for _ in PLACES:  # what goes may be what something else waited for: a job's key for its last row
                 found: Look = await self._read(lambda conn: look(conn, self._periods, now))
@@ -251,6 +255,8 @@ class Sweeping:
         keyring, now = self._premises.keyring(), self._premises.clock()
         work = functools.partial(bites.bite, keyring=keyring, one=one, now=now, rows=self._rows)
         with self._counted_failure(told):
+            if rows := await self._whole(one):
+                return replace(told, rows=rows)
             while True:
                 bite: bites.Bite = await self._premises.store.write(work)
                 told = replace(told, rows=told.rows + bite.rows)
@@ -258,12 +264,26 @@ class Sweeping:
                     break
         return told
 
+    async def _whole(self, one: Sweep) -> int:
+        """Rows of a day that was dropped as a whole; 0: it is not to be, or somebody writes to it all the time."""
+        keyring, now = self._premises.keyring(), self._premises.clock()
+        for _ in range(_TALLIES):
+            known = await self._read(lambda conn: bites.tally(conn, keyring, one, now))
+            if known is None:
+                break
+            work = functools.partial(bites.drop, keyring=keyring, one=one, now=now, known=known)
+            dropped: bites.Bite | None = await self._premises.store.write(work)
+            if dropped is not None:
+                return dropped.rows
+        return 0
+
     @contextlib.contextmanager
     def _counted_failure(self, told: Done) -> Iterator[None]:
         try:
             yield
         except (VaultError, SealError, OperationalError) as error:
             self.failures += 1
+            self._refused |= isinstance(error, OperationalError)
             log.error("a sweep failed, it comes again", place=told.place, day=told.day, error=type(error).__name__)
 
     async def _walk(

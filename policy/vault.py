@@ -13,7 +13,8 @@ sealed with AAD (account, number, field), key wrapped with AAD likewise and the 
 Cost: 1,000 rows of which half are new take 12 to 17 ms of CPU on the build machine (benchmarks/test_vault.py), a new
 subject 14 to 17 us: two AES-GCM, a BLAKE2b, a random page of the table and one of its index.
 
-Wrapping keys change weekly and old ones are destroyed: `policy.rewrapping`.
+Wrapping keys change weekly and old ones are destroyed: `policy.rewrapping`. A backup restored after that holds people
+whom nobody can open (kek_id `LOST`, `policy.quarantine`): resolving them makes a new key under their number.
 
 Known limits: a subject whose wrapping key is gone raises VaultError: keys are destroyed only after every living
 subject is wrapped anew, so it means that a key was lost. Two spellings of one mailbox share a subject (the tag is of
@@ -31,7 +32,7 @@ from operator import itemgetter
 from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, select, update
 
 from policy import statements
 from policy.address import DOTLESS, normalise, parse, provider_canonical, tag_of
@@ -40,6 +41,7 @@ from policy.keyspace import partition_of
 from policy.schema import account as account_table
 from policy.schema import subject as table
 
+LOST = 0  # kek_id of a subject whose key and address are gone: weeks in use are 2,900 and more
 _63_BITS = (1 << 63) - 1
 _MANY = 500  # tags a SELECT
 _FILED_ELSEWHERE = frozenset(partition_of(domain) for domain in DOTLESS)
@@ -84,8 +86,14 @@ def resolve(
     Raises VaultError. The caller commits before anybody acts on the numbers.
     """
     known: dict[bytes, tuple[int, int]] = {}
+    lost: dict[bytes, int] = {}
     for number, tag, wrapped, kek_id in _keys_of(conn, account, dict.fromkeys(tag for tag, _, _ in rows)):
-        known[tag] = (number, pseudonym_of(_unwrap(keyring, kek_id, wrapped, account, number), week))
+        if kek_id == LOST:
+            lost[tag] = number
+        else:
+            known[tag] = (number, pseudonym_of(_unwrap(keyring, kek_id, wrapped, account, number), week))
+    if lost:
+        _bring_back(conn, keyring, account, rows, lost, week, known)
     if len(known) < len(rows):  # at most as many: two rows may name one person
         _enter(conn, keyring, account, [row for row in rows if row[0] not in known], week, now, known)
     return [known[tag] for tag, _, _ in rows]
@@ -129,6 +137,29 @@ def _enter(
     if fresh:
         fresh.sort(key=itemgetter(0))  # numbers are the table's own order: neighbours are written together
         conn.exec_driver_sql(statements.insert(conn.dialect.name, "subject", _COLUMNS), fresh)
+
+
+def _bring_back(
+    conn: Connection,
+    keyring: Keyring,
+    account: int,
+    rows: Sequence[tuple[bytes, int, str]],
+    lost: dict[bytes, int],
+    week: int,
+    known: dict[bytes, tuple[int, int]],
+) -> None:
+    """People whose key was lost to a restored backup, imported anew: their old number, so that consent and negative
+    list stay theirs, a new key and the address as it comes."""
+    kek = keyring.kek[keyring.kek_id]
+    for tag, _, address in rows:
+        if tag not in lost or tag in known:
+            continue
+        number, key = lost[tag], os.urandom(KEY_BYTES)
+        sealed = seal(key, address.encode(), _aad(b"address", account, number))
+        wrapped = seal(kek, key, _aad(b"key", account, number))
+        mine = update(table).where(table.c.number == number, table.c.kek_id == LOST)
+        conn.execute(mine.values(address=sealed, key=wrapped, kek_id=keyring.kek_id))
+        known[tag] = (number, pseudonym_of(key, week))
 
 
 def find(conn: Connection, keyring: Keyring, tag: bytes) -> list[Subject]:
@@ -204,6 +235,8 @@ def _opened(keyring: Keyring, row: Row[Any]) -> Subject:
 
 def _unwrap(keyring: Keyring, kek_id: int, wrapped: bytes, account: int, number: int) -> bytes:
     kek = keyring.kek.get(kek_id)
+    if kek_id == LOST:
+        raise VaultError(f"subject {number} lost its key to a restored backup: importing the person brings it back")
     if kek is None:
         raise VaultError(f"key file kek.{kek_id} is missing: restore it, subjects are wrapped under it")
     try:

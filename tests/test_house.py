@@ -21,7 +21,13 @@ from policy.instants import parse_rfc3339
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("engine", "tracker", "policy")
 DRAWERS = {"util", "utils", "helper", "helpers", "common", "misc", "base", "core", "manager"}
-LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-build.txt")
+LOCKS = (
+    "requirements.txt",
+    "requirements-dev.txt",
+    "requirements-build.txt",
+    "requirements-fast.txt",
+    "requirements-postgres.txt",
+)
 
 
 def sources(*tops: str) -> list[Path]:

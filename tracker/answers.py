@@ -19,6 +19,8 @@ import jinja2
 from aiohttp import web
 from markupsafe import Markup
 
+from policy.pages import NOTHING, Shown
+
 GIF: Final = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAICRAEAOw==")
 assert len(GIF) == 43
 
@@ -86,9 +88,10 @@ _PLAIN: Final = {
 
 
 class Answers:
-    """Pages from templates. officer: name and address of the privacy officer, on every page (P-04)."""
+    """Pages from templates. officer: name and address of the privacy officer, on every page (P-04); shown: the
+    operator's own pages and the periods that the sweeper goes by (`policy.pages`, P-06)."""
 
-    def __init__(self, officer_name: str, officer_address: str, *, retry_after: int) -> None:
+    def __init__(self, officer_name: str, officer_address: str, *, retry_after: int, shown: Shown = NOTHING) -> None:
         folder = resources.files(__package__).joinpath("templates")
         style = folder.joinpath("style.css").read_text("utf-8")
         digest = base64.b64encode(sha256(style.encode()).digest()).decode("ascii")
@@ -111,6 +114,7 @@ class Answers:
             style=Markup(style),  # our own file, hashed above: not escaped
             officer_name=officer_name,
             officer_address=officer_address,
+            shown=shown,
         )
         self._plain = {
             status: self._render("plain.html", title=title, text=words) for status, (title, words) in _PLAIN.items()

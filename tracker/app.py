@@ -27,6 +27,9 @@ from sqlalchemy import Engine
 
 from policy import schema, valkey
 from policy.keysource import source_of
+from policy.pages import NOTHING, Shown
+from policy.pages import shown as told_of
+from policy.restoring import is_quarantined
 from policy.settings import PolicySettings
 from policy.wire import WriterClient
 from tracker.answers import Answers
@@ -179,12 +182,14 @@ class Tracker:
         officer: tuple[str, str],
         clock: Callable[[], int] = lambda: time.time_ns() // 1000,
         rights: RightsWriter | None = None,
+        shown: Shown = NOTHING,
+        quarantined: Callable[[], bool] = lambda: False,
     ) -> None:
         self._settings = settings
         self._redis = redis
         self._writer = writer
         self._threads = ThreadPoolExecutor(_SQL_THREADS, thread_name_prefix="tracker-sql")
-        self._answers = Answers(*officer, retry_after=settings.retry_after_seconds)
+        self._answers = Answers(*officer, retry_after=settings.retry_after_seconds, shown=shown)
         self.withdrawn = Withdrawn(
             source.withdrawn,
             self._in_thread,
@@ -196,7 +201,7 @@ class Tracker:
         self.recorder = Recorder(
             redis,
             is_withdrawn=self.withdrawn.__contains__,
-            may_write=self.withdrawn.is_fresh,
+            may_write=lambda: self.withdrawn.is_fresh() and not quarantined(),
             replays=Replays(secrets.token_bytes(16)),
             capacity=settings.buffer_hits,
             flush_seconds=settings.flush_seconds,
@@ -329,5 +334,7 @@ def build(settings: TrackerSettings, policy: PolicySettings) -> tuple[Tracker, E
         writer=writer,
         officer=(policy.officer.name, policy.officer.address),
         rights=writer,
+        shown=told_of(policy.pages, policy.retention),
+        quarantined=lambda: is_quarantined(policy.data_dir),
     )
     return tracker, engine

@@ -36,6 +36,8 @@ _PARENT = "SALES_PUSH_PARENT"  # engine.supervisor.PARENT_VARIABLE, said again s
 _MENDABLE: dict[tuple[str, str], tuple[int, str]] = {
     ("policy.settings", "ConfigError"): (2, ""),
     ("policy.keys", "KeyringError"): (2, ""),
+    ("policy.schema", "StoreError"): (2, ""),
+    ("policy.writer", "WriterError"): (1, ""),
     ("policy.valkey", "ServerRefused"): (2, ""),
     ("policy.valkey", "EmbeddedServerError"): (1, ""),
     ("policy.wire", "WriterUnavailable"): (1, "the policy process does not answer: is `sales-push up` running?"),
@@ -260,6 +262,9 @@ def mendable(error: BaseException) -> tuple[int, list[str]] | None:
             problems = getattr(error, "problems", None)
             lines = [str(problem) for problem in problems] if problems else [advice or str(error)]
             return code, lines
+    store = sys.modules.get("sqlalchemy.exc")
+    if store is not None and isinstance(error, store.OperationalError) and error.statement is None:  # no connection
+        return 1, ["the database does not answer: is it up, and is [policy] sql_url right?"]
     return None
 
 

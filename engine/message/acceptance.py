@@ -1,13 +1,18 @@
 """Acceptance: everything that is wrong with a campaign, all at once, or the compiled program.
 
 Law: a campaign that passes here can be written to any recipient whose values fit; what is refused names path, line and
-remedy (P-47 destinations, undeclared fields, reserved headers S-13, lists and postal addresses P-52). A campaign whose
-text lacks a visible opt-out, preferences, notice or postal address gets them in a footer, in HTML and text.
+remedy (P-47 destinations, undeclared fields, reserved headers S-13, lists and postal addresses P-52, birth dates P-48).
+A campaign whose text lacks a visible opt-out, preferences, notice or postal address gets them in a footer, in HTML and
+text.
 
 Pure, and the same campaign gives the same object: the last 16 are kept by content, so intake and workers may ask as
 often as they like.
 
-Known limits: the footer's wording is English; a variable inside an {% if %} does not count as visible.
+Birth dates: a recipient's field that no template names is dropped at expansion, so templates that may not name one keep
+them off the lanes. Rows that wait for their time as sealed chunks are kept as they came until then.
+
+Known limits: the footer's wording is English; a variable inside an {% if %} does not count as visible; a birth date
+whose name is in another language is not known for one.
 """
 
 from __future__ import annotations
@@ -106,7 +111,7 @@ def _compile(campaign: Campaign) -> Contents | list[Problem]:
         problems += [_problem(path, fault) for fault in faults]
         if not faults:
             sources[path] = template.tokenise(source)
-            problems += _listless(campaign, path, source)
+            problems += [*_listless(campaign, path, source), *_of_birth(path, source)]
     if campaign.html is None and campaign.text is None:
         problems.append(Problem("html", "there is neither html nor text", "give at least one"))
     for path in ("html", "text"):
@@ -163,6 +168,17 @@ def _listless(campaign: Campaign, path: str, source: str) -> list[Problem]:
     return [
         Problem(path, f"{name} is used, but the message has no list to leave", "name a list") for name in sorted(used)
     ]
+
+
+_OF_BIRTH = re.compile(r"birth|^dob$|^born(_|$)", re.IGNORECASE)
+
+
+def _of_birth(path: str, source: str) -> list[Problem]:
+    """Fields that are a birth date by their name (P-48): whoever has none cannot know that somebody is a child."""
+    if re.search("birth|dob|born", source, re.IGNORECASE) is None:  # spares most sources a second parsing
+        return []
+    named = sorted(name for name in template.names_used(source) if _OF_BIRTH.search(name))
+    return [Problem(path, f"{name} is a birth date: they are not taken here (P-48)", "remove it") for name in named]
 
 
 _FEEDBACK_WORD = re.compile(r"[A-Za-z0-9._-]{1,63}")

@@ -28,6 +28,7 @@ from redis.asyncio import Redis
 from engine.ops.metrics import StoreFacts, exposition, store_facts
 from engine.settings import EngineSettings
 from policy import logs
+from policy.restoring import is_quarantined
 from policy.settings import PolicySettings, load
 from policy.valkey import connect
 from policy.vitals import Sign, Vitals, read_all, run_dir
@@ -103,6 +104,8 @@ class Api:
     async def _readyz(self, _request: web.Request) -> web.Response:
         redis_up, writer_up = await asyncio.gather(self._redis_answers(), self._writer_answers())
         state = readiness(read_all(self._data_dir), time.time(), self._stale_seconds, redis_up, writer_up)
+        if is_quarantined(self._data_dir):
+            state.parts["quarantine"] = False
         return web.json_response(
             {"ready": state.ready, "parts": state.parts},
             status=200 if state.ready else 503,

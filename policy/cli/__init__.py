@@ -19,6 +19,7 @@ import typer
 
 from policy.cli.asking import Config, fail
 from policy.cli.audit import audit, consent, disclosure, purposes
+from policy.cli.backup import backup, backups, restore
 from policy.cli.destinations import domain
 from policy.cli.erasing import erase, erasures
 from policy.cli.exporting import bundle, ledger, report
@@ -48,6 +49,9 @@ commands.add_typer(rights, name="rights")
 commands.add_typer(ledger, name="ledger")
 commands.add_typer(bundle, name="bundle")
 commands.command("report")(report)
+commands.command("backup")(backup)
+commands.command("backups")(backups)
+commands.command("restore")(restore)
 commands.command("erase")(erase)
 commands.command("erasures")(erasures)
 commands.command("status")(status)

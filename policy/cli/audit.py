@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from policy.cli.asking import Config, Json, ask_writer, fail, keyring_of, now_us, settings_of, show, when
-from policy.cli.readings import ROLE, SUPPORT, Law, Purpose, ask_to_read, login
+from policy.cli.readings import SUPPORT, Law, Purpose, actor_here, ask_to_read
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -171,7 +171,6 @@ def disclosure_add(
     """Write down that data went to somebody: the people concerned are told when they ask (P-33)."""
     from policy.address import AddressError, normalise, parse, tag_of
     from policy.instants import parse_rfc3339
-    from policy.readings import actor_of
 
     settings = settings_of(config)
     keyring = keyring_of(settings)
@@ -184,7 +183,7 @@ def disclosure_add(
         fail(str(error), 2)
     tag = tag_of(keyring.pepper, normalise(mailbox.local, mailbox.domain)) if mailbox is not None else b""
     lines = ask_writer(
-        settings, "disclose", actor=actor_of(keyring, ROLE, login()), recipient=recipient, purpose=purpose, basis=basis,
+        settings, "disclose", actor=actor_here(keyring), recipient=recipient, purpose=purpose, basis=basis,
         what=what, tag=tag, account=account, count=count, at=instants[0], gag_until=instants[1],
     )  # fmt: skip
     show({"lines": lines}, as_json, [f"{lines} lines"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from policy.cli.asking import Config, Json, ask_writer, fail, keyring_of, now_us, reader_of, settings_of, show, when
+from policy.cli.readings import FIGURES, OFFICER, RIGHTS, Purpose, Role, ask_to_read
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -36,8 +37,8 @@ def ledger_export(
     since: Annotated[str, typer.Option(help="Only what happened from then on: 2026-11-01, or RFC 3339.")] = "",
     job: Annotated[str, typer.Option(help="Only this job: number, job id or account/job_id.")] = "",
     form: Annotated[str, typer.Option("--format", help="jsonl or parquet; by default what OUT ends with.")] = "",
-    purpose: Annotated[str, typer.Option(help="What for, of purposes.toml; it is written down (P-38).")] = "reporting",
-    role: Annotated[str, typer.Option(help="In what role; each has its limit of people a day.")] = "officer",
+    purpose: Purpose = FIGURES,
+    role: Role = OFFICER,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     as_json: Json = False,
     config: Config = None,
@@ -58,8 +59,13 @@ def ledger_export(
     of = _number(config, job) if job else None
     reader_of(settings).close()  # says so when there is no database yet
     engine = open_store(settings.sql_address(), writer=False)
-    _ask_leave(settings, role, purpose, exporting.people(engine, since=at, of=of), since, job)
     try:
+        people = exporting.people(engine, since=at, of=of)
+        account = 0 if of is None else exporting.account_of(engine, of)  # whom else it is of is told it
+        ask_to_read(
+            settings, keyring_of(settings), purpose, "ledger export", account=account, count=people, field_class="C1",
+            role=role, query=(since, job),
+        )  # fmt: skip
         pages = exporting.read(engine, since=at, of=of)
         if not quiet and sys.stderr.isatty():
             pages = _with_bar(pages, engine, at, of)
@@ -75,19 +81,6 @@ def ledger_export(
         engine.dispose()
     if not to_stdout:
         show({"rows": total, "format": wanted, "file": str(out)}, as_json, [f"{total} rows in {out}"])
-
-
-def _ask_leave(settings: PolicySettings, role: str, purpose: str, people: int, *query: str) -> None:
-    """Nothing is read before it is written down that it was, and what for (`policy.readings`)."""
-    import getpass
-
-    from policy.readings import actor_of, query_hash
-
-    keyring = keyring_of(settings)
-    ask_writer(
-        settings, "read_log", actor=actor_of(keyring, role, getpass.getuser()), purpose=purpose, what="ledger export",
-        field_class="C1", count=people, query=query_hash(keyring, "ledger export", *query),
-    )  # fmt: skip
 
 
 def _with_bar(pages: Iterable[Sequence[Row]], engine: Engine, since: int | None, of: int | None) -> Iterator[list[Row]]:
@@ -208,11 +201,16 @@ def bundle_open(
     file: BundleFile,
     out: Annotated[Path, typer.Argument(help="Folder to write the files to; must not exist.")],
     passphrase_file: Passphrase = None,
+    purpose: Purpose = RIGHTS,
+    config: Config = None,
 ) -> None:
-    """Unpack a bundle after checking it. Any zip program that knows AES does the same."""
+    """Unpack a bundle after checking it; that it was read is written down. The person does the same with any zip
+    program that knows AES."""
     import os
 
+    settings = settings_of(config)
     opened, _ = _opened(file, passphrase_file)
+    _ask_about(settings, opened, purpose)
     try:
         out.mkdir(mode=0o700, parents=True)
         for name, content in opened.files.items():
@@ -223,6 +221,18 @@ def bundle_open(
     except OSError as error:
         fail(f"{error.filename} cannot be written: {error.strerror}")
     print(f"{len(opened.files)} files in {out}")
+
+
+def _ask_about(settings: PolicySettings, opened: Opened, purpose: str) -> None:
+    """Before anything of a bundle is shown: whose it is, is read by name. Of somebody it has no address of (erased, or
+    never known) nobody can be told."""
+    profiles = [one.values for one in opened.records if one.kind == "profile"]
+    addresses = {str(values["address"]) for values in profiles if values.get("address")}
+    keyring, what = keyring_of(settings), "bundle"
+    for address in sorted(addresses):
+        ask_to_read(settings, keyring, purpose, what, address=address)
+    if not addresses:
+        ask_to_read(settings, keyring, purpose, what, count=0, query=(opened.manifest.ticket,))
 
 
 @bundle.command("import")

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from policy.settings import PolicySettings
 
 
-def story_of(settings: PolicySettings, address: str, purpose: str = SUPPORT, law: str = "") -> dict[str, Any]:
+def story_of(settings: PolicySettings, address: str, purpose: str, law: str, *, what: str = "story") -> dict[str, Any]:
     """What is kept of an address; the reading is written down before anything is looked up (P-38)."""
     from policy.address import AddressError
 
     keyring = keyring_of(settings)
-    ask_to_read(settings, keyring, purpose, "story", address=address, law=law)
+    ask_to_read(settings, keyring, purpose, what, address=address, law=law)
     reader = reader_of(settings)
     try:
         return reader.why(address, keyring).as_dict()

@@ -11,31 +11,37 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from policy.cli.asking import Config, Json, ask_writer, fail, keyring_of, settings_of, show, when
+from policy.cli.readings import RIGHTS, Purpose, actor_here
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from policy.classes import RetentionSettings
-    from policy.settings import PolicySettings
 
 policy = typer.Typer(no_args_is_help=True, help="What is kept, why and for how long; sweeping.")
 hold = typer.Typer(no_args_is_help=True, help="Legal holds: what must be kept of one person.")
-Markdown = Annotated[bool, typer.Option("--markdown", help="A Markdown table.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="A page in Markdown.")]
 
 
-def _retention(settings: PolicySettings) -> RetentionSettings:
+Shipped = Annotated[bool, typer.Option("--shipped", help="As it is shipped, whatever is configured here.")]
+
+
+def _retention(config: Path | None, shipped: bool) -> RetentionSettings:
     from policy.classes import RetentionSettings
 
-    found = getattr(settings, "retention", None)
-    return found if isinstance(found, RetentionSettings) else RetentionSettings()
+    return RetentionSettings() if shipped else settings_of(config).retention
 
 
 @policy.command("inventory")
-def policy_inventory(as_json: Json = False, markdown: Markdown = False, config: Config = None) -> None:
+def policy_inventory(
+    as_json: Json = False, markdown: Markdown = False, shipped: Shipped = False, config: Config = None
+) -> None:
     """Every column, Redis key and file: what of a person is in it, why, for how long, whose it is."""
     from policy import inventory
 
-    found = inventory.lines(_retention(settings_of(config)).periods())
+    found = inventory.lines(_retention(config, shipped).periods())
     if markdown:
-        show(None, False, inventory.as_markdown(found))
+        show(None, False, inventory.inventory_page(found))
         return
     lines = [f"{one.kind:<6} {one.name:<28} {one.retention}  {one.personal}; {one.end}" for one in found]
     show(inventory.as_documents(found), as_json, lines)
@@ -46,14 +52,15 @@ def policy_retention(
     as_json: Json = False,
     markdown: Markdown = False,
     as_html: Annotated[bool, typer.Option("--html", help="A table to paste into a page.")] = False,
+    shipped: Shipped = False,
     config: Config = None,
 ) -> None:
     """The retention table, from the configuration that the sweeper goes by."""
     from policy import inventory
 
-    found = inventory.table(_retention(settings_of(config)).periods())
+    found = inventory.table(_retention(config, shipped).periods())
     if as_html or markdown:
-        show(None, False, [inventory.as_html(found)] if as_html else inventory.as_markdown(found))
+        show(None, False, [inventory.as_html(found)] if as_html else inventory.retention_page(found))
         return
     lines = [f"{one.name}  {one.period:<44} {one.content}; from: {one.trigger}; then {one.action}" for one in found]
     show(inventory.as_documents(found), as_json, lines)
@@ -125,9 +132,10 @@ def hold_release(
 
 
 @hold.command("list")
-def hold_list(as_json: Json = False, config: Config = None) -> None:
-    """Holds that stand, by number; those whose review is due are marked."""
-    told = ask_writer(settings_of(config), "hold_list")
+def hold_list(purpose: Purpose = RIGHTS, as_json: Json = False, config: Config = None) -> None:
+    """Holds that stand, by number; those whose review is due are marked. That you looked is written down."""
+    settings = settings_of(config)
+    told = ask_writer(settings, "hold_list", actor=actor_here(keyring_of(settings)), purpose=purpose)
     lines = [
         f"{one['number']:>5}  since {when(one['placed'])}  review {when(one['review'])}{'  DUE' if one['due'] else ''}"
         f"  {one['authority']}: {one['reason']}"

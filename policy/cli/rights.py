@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from policy.cli.asking import Config, Json, ask_writer, fail, keyring_of, settings_of, show, when
-from policy.cli.readings import ROLE, Purpose, login
+from policy.cli.readings import RIGHTS, Purpose, actor_here
 
 rights = typer.Typer(no_args_is_help=True, help="Requests of the people concerned: open, prove, extend, refuse, close.")
 
@@ -91,13 +91,10 @@ def rights_list(
 
 
 @rights.command("show")
-def rights_show(ticket: Ticket, purpose: Purpose = "rights", as_json: Json = False, config: Config = None) -> None:
+def rights_show(ticket: Ticket, purpose: Purpose = RIGHTS, as_json: Json = False, config: Config = None) -> None:
     """One request with its address, what was asked for and every step. That you looked is written down."""
-    from policy.readings import actor_of
-
     settings = settings_of(config)
-    actor = actor_of(keyring_of(settings), ROLE, login())
-    told = ask_writer(settings, "rights_show", ticket=ticket, actor=actor, purpose=purpose)
+    told = ask_writer(settings, "rights_show", ticket=ticket, actor=actor_here(keyring_of(settings)), purpose=purpose)
     lines = [_line(told), f"address: {told['address'] or 'forgotten'}", f"identity: {told['identity']}"]
     lines += [f"{name}: {text}" for name, text in told["details"].items()]
     lines += [f"outcome: {told['outcome']}"] if told["outcome"] else []

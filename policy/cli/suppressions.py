@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from policy.wire import SuppressionRecord
 
 from policy.cli.figures import standing_line, story_of
+from policy.cli.readings import OFFICER, PROOF, SUPPORT, Law, Purpose, Role, ask_to_read
 
 suppress = typer.Typer(no_args_is_help=True, help="To whom nothing is written, and why.")
 _BATCH = 1000  # entries a call: one transaction and one pipeline
@@ -103,11 +104,14 @@ def suppress_remove(
 
 @suppress.command("check")
 def suppress_check(
-    address: Annotated[str, typer.Argument(help="An address.")], as_json: Json = False, config: Config = None
+    address: Annotated[str, typer.Argument(help="An address.")],
+    purpose: Purpose = SUPPORT,
+    law: Law = "",
+    as_json: Json = False,
+    config: Config = None,
 ) -> None:
-    """Is anything against this address (or its domain)? Exit code 1 when nothing is."""
-    settings = settings_of(config)
-    told = story_of(settings, address)
+    """Is anything against this address (or its domain)? Exit code 1 when nothing is. The reading is written down."""
+    told = story_of(settings_of(config), address, purpose, law, what="suppression check")
     show({"suppressed": told["standing"]}, as_json, [standing_line(entry) for entry in told["standing"]])
     if not told["standing"]:
         if not as_json:
@@ -197,12 +201,17 @@ def _exported(row: list[str]) -> SuppressionRecord:
 
 
 @suppress.command("export")
-def suppress_export(config: Config = None) -> None:
-    """All entries as CSV: keyed tags, no addresses (there are none); `import` of the same installation reads it."""
+def suppress_export(purpose: Purpose = PROOF, role: Role = OFFICER, config: Config = None) -> None:
+    """All entries as CSV: keyed tags, no addresses (there are none); `import` of the same installation reads it. That
+    they were taken out, and how many, is written down."""
     from policy.suppression import Scope as Scopes
 
-    reader = reader_of(settings_of(config))
+    settings = settings_of(config)
+    reader = reader_of(settings)
     try:
+        people = reader.suppressed()
+        what = "suppression export"
+        ask_to_read(settings, keyring_of(settings), purpose, what, count=people, field_class="C1", role=role)
         out = csv.writer(sys.stdout, lineterminator="\n")
         out.writerow(["tag", "partition", "scope", "scope_id", "reason", "source", "created", "expires"])
         for entry in reader.suppressions():

@@ -248,7 +248,7 @@ class RightsOperations(Rounds):
             asked = self._get(conn, ticket)
             query = readings.query_hash(keyring, "rights show", asked.ticket)
             read = readings.Asked(actor, purpose, "rights show", "C2", asked.tag, 0, asked.account, 1, query, "")
-            answer = readings.enter(conn, read, readings.LIMITS, purposes.registry(), now)
+            answer = readings.enter(conn, read, self._premises.settings.reading_limits, purposes.registry(), now)
             return asked, requests.steps(conn, keyring, asked), answer.denied
 
         asked, steps, denied = await self._premises.store.write(look)

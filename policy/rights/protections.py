@@ -2,7 +2,8 @@
 
 Laws: each is one transaction with the step that says so, and is in force at gate and trackers before anybody is told;
 each may be repeated. One does not undo another: lifting a restriction leaves opt-outs, objections and withdrawals as
-they stand, and is refused while another request of the same person needs it (P-55, P-57).
+they stand, and is refused while another request of the same person needs it (P-55, P-57). Nor does it bring visits
+back to a person who does not agree to all of their tracking at that instant (`consent.is_whole`).
 
 Scope: a request to one account reaches that account; one to nobody in particular (account 0) reaches the platform.
 
@@ -87,6 +88,8 @@ def lift(conn: Connection, effects: Effects, asked: Asked, now: int) -> bool:
         before, restricted = _since_lifted(conn, number)
         if not restricted or still & {_scope(0), _scope(account)}:  # the other scope, platform or account, holds on
             continue
+        if not before and not consent.is_whole(conn, number, now):
+            before = "withdrawn"  # taken back or ended meanwhile, when the list had them already (policy.lapsing)
         if before:  # what stood before the restriction stands again
             effects.negative.append((number, before, negative.add(conn, number, before, now)))
         else:

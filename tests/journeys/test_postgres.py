@@ -6,20 +6,27 @@ Every role is told where the store is as an operator tells it, by ``SALES_PUSH_P
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 from sqlalchemy import func, make_url, select, text
 
-from policy import keyspace, partitions, schema
+from policy import audit, keyspace, partitions, schema
 from policy.address import normalise, parse, tag_of
 from policy.events import Batch, Event, Kind, encode_batch
 from policy.instants import DAY_US
 from policy.keyspace import partition_of
 from policy.suppression import Scope
 from policy.wire import JobRecord, SuppressionRecord
-from tests.world.mail import MailWorld, job, mail_world, rows
+from policy.writer import clock_us
+from tests.journeys.test_erasure import BOB, Shell, seed
+from tests.journeys.test_writer import ADA, mref, tag
+from tests.world.mail import ROOT, MailWorld, job, mail_world, rows
 from tests.world.postgres import PostgresServer, debian_programs, running_postgres
 from tests.world.servers import PolicyWorld, policy_world
 
@@ -122,6 +129,61 @@ async def test_an_opt_out_is_durable_when_told_and_there_after_a_crash_of_the_st
             assert set(conn.scalars(select(schema.suppression.c.tag))) == {b"t" * 12, b"u" * 12}
         engine.dispose()
     server.drop(made)
+
+
+async def test_a_person_is_erased_everywhere_by_command_and_the_neighbour_is_not(url: str) -> None:
+    """P-54, P-17 through the writer's own loop: no row of hers is left, she stays suppressed, sums stay."""
+    async with policy_world() as world:
+        await seed(world)
+        ada, _ = tag(world, ADA)
+        answer = json.loads(await Shell(world.settings.data_dir)("erase", ADA, "--yes", "--json"))
+        assert (answer["new"], answer["messages"]) == (True, 1)
+        async with asyncio.timeout(30):
+            while world.writer.erasing.statistics()["erasures_open"]:
+                await asyncio.sleep(0.05)
+        with world.writer.store.engine.connect() as conn:
+            assert conn.scalars(select(schema.subject.c.tag)).all() == [tag(world, BOB)[0]]
+            assert conn.scalars(select(schema.message.c.mref)).all() == [mref(BOB)]
+            assert set(conn.scalars(select(schema.erasure.c.state))) == {"purged"}
+            assert ada in set(conn.scalars(select(schema.suppression.c.tag)))
+            assert audit.verify(conn) is None
+        assert [one.reason for one in world.reader.why(ADA, world.keyring).standing] == ["erasure"]
+        status = world.reader.job_status("spring", world.clock())
+        assert status is not None
+        assert (status.counts["delivered"], status.terminal) == (2, 2)
+
+
+async def test_a_day_whose_retention_is_over_is_dropped_by_the_writer_that_goes_on(url: str) -> None:
+    """P-10 with the writer's clock 91 days later: the day's tables are gone, what is told that day stands."""
+    later = [0]
+    async with policy_world(clock=lambda: clock_us() + later[0]) as world:
+        await seed(world)
+        first = world.clock() // DAY_US
+        later[0] = 91 * DAY_US
+        done = await world.ask.call("sweep", dry_run=False)
+        assert ("message", first, 2) in {(one["place"], one["day"], one["rows"]) for one in done}
+        number = (await world.ask.accept_job(_record())).number
+        await _tell(world, number, range(3))
+        await world.drain()
+        with world.writer.store.engine.connect() as conn:
+            assert partitions.days(conn, "message") == [world.clock() // DAY_US]
+            assert conn.scalar(text(f"SELECT to_regclass('message_d{first}')")) is None
+            assert audit.verify(conn) is None
+        assert (await world.ask.statistics())["sweep_failures"] == 0
+
+
+def test_a_store_that_is_not_there_is_one_line_and_no_traceback(server: PostgresServer, tmp_path: Path) -> None:
+    """What an operator mistypes first. The same for a database that was never made."""
+    officer = 'officer = { name = "O", address = "privacy@example.org" }'
+    for nowhere in (server.url("never_made"), "postgresql+psycopg://nobody@/none?host=/nowhere"):
+        config = tmp_path / "sales-push.toml"
+        config.write_text(f'[policy]\n{officer}\ndata_dir = "{tmp_path}"\nsql_url = "{nowhere}"\n')
+        command = [sys.executable, "-c", "from engine.cli import main; main()", "jobs", "list"]
+        told = subprocess.run(
+            [*command, "--config", str(config)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert told.returncode == 1, told.stderr
+        assert told.stderr == "sales-push: the database does not answer: is it up, and is [policy] sql_url right?\n"
 
 
 def _record() -> JobRecord:

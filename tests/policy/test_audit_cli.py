@@ -34,6 +34,7 @@ from policy.schema import open_store, reading, upgrade
 from policy.store import Store
 from policy.writer import clock_us
 from tests.policy.people import row_of
+from tests.policy.stores import url_of
 from tests.world.servers import short_folder
 
 ADA = "ada@one.example"
@@ -48,12 +49,12 @@ commands.command("why")(why)
 class Place:
     """A data folder with a database, keys and a socket, and a shell before it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sql_url: str) -> None:
         self.folder = folder
         self.keyring = Keyring.create(folder / "keys", week_of(clock_us()))
         self.keys = AuditKeys.ensure(folder / "keys")
         self.elsewhere = folder / "elsewhere"
-        engine = open_store(f"sqlite:///{folder / 'policy.db'}", writer=True)
+        engine = open_store(sql_url, writer=True)
         upgrade(engine)
         self.store = Store(engine)
         self.checkpoints = Checkpoints(self.store, lambda: self.keys, clock_us, Elsewhere(self.elsewhere))
@@ -67,7 +68,7 @@ class Place:
         )
         self.config = folder / "sales-push.toml"
         officer = '[policy.officer]\nname = "O"\naddress = "privacy@example.org"\n'
-        self.config.write_text(f'[policy]\ndata_dir = "{folder}"\n{officer}')
+        self.config.write_text(f'[policy]\ndata_dir = "{folder}"\nsql_url = "{sql_url}"\n{officer}')
 
     async def __call__(self, *words: str, code: int = 0) -> str:
         def invoke() -> Result:
@@ -90,11 +91,11 @@ class Place:
 
 
 @pytest.fixture
-async def sh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+async def sh(dialect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
     for name in [name for name in os.environ if name.startswith("SALES_PUSH_")]:
         monkeypatch.delenv(name)
     with short_folder() as folder:
-        place = Place(folder)
+        place = Place(folder, url_of(tmp_path))
         await place.doorway.open()
         yield place
         await place.doorway.close()

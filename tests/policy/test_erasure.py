@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -320,6 +321,61 @@ def test_a_restored_system_erases_again(town: Town) -> None:
     assert len(town.ledger.replay().lines) == 1  # nothing is told twice
 
 
+# --- listed in portions ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 100])
+def test_in_portions_every_message_is_listed_once_and_nobody_elses(
+    town: Town, book: drains.EventBook, most: int
+) -> None:
+    """Several days, several messages a day: no portion is larger than asked, the last one leaves nothing out."""
+    moments = [NOW - day * DAY_US for day in (20, 20, 20, 9, 9, 1, 0, 0)]
+    town.known(town.acme, ADA, NOW - 30 * DAY_US)
+    events = [town.delivered(town.acme, ADA, mref, at) for mref, at in enumerate(moments, 1)]
+    town.tell(book, town.acme, *events, town.delivered(town.acme, BOB, 99))
+    begun, _ = town.begin(town.acme, ADA)
+    [number] = begun.erasures
+    since: int | None = 0
+    sizes = [0]
+    while since is not None:
+        since = erasure.enlist(town.conn, town.keyring, number, since, most)
+        sizes.append(len(town.purge(number)))
+    assert all(later - earlier <= most for earlier, later in itertools.pairwise(sizes))
+    assert town.purge(number) == {(town.jobs[town.acme], mref) for mref in range(1, 9)}
+    assert erasure.enlist(town.conn, town.keyring, number) is None  # a repetition, from the beginning
+    told = erasure.shred(town.conn, town.keyring, number, NOW, keep_held, is_listed=True)
+    assert told.listed == 8
+    assert erasure.enlist(town.conn, town.keyring, number) is None  # the key is gone: nothing to look for
+
+
+def test_what_is_told_between_two_portions_joins_the_list(town: Town, book: drains.EventBook) -> None:
+    """Of a day that was looked at already: the guard expects it, so the key may go without another look."""
+    early = [town.delivered(town.acme, ADA, mref, NOW - 3 * DAY_US) for mref in (1, 2)]
+    town.known(town.acme, ADA, NOW - 9 * DAY_US)
+    town.tell(book, town.acme, *early, town.delivered(town.acme, ADA, 3))
+    begun, _ = town.begin(town.acme, ADA)
+    [number] = begun.erasures
+    book.guard.expect(town.conn, number)
+    since = erasure.enlist(town.conn, town.keyring, number, 0, 3)
+    town.tell(book, town.acme, town.delivered(town.acme, ADA, 4, NOW - 5 * DAY_US))
+    while since is not None:
+        since = erasure.enlist(town.conn, town.keyring, number, since, 3)
+    assert erasure.shred(town.conn, town.keyring, number, NOW, keep_held, is_listed=True).listed == 4
+    assert {mref for _, mref in town.purge(number)} == {1, 2, 3, 4}
+    assert town.messages()[4].pseudonym == 0
+
+
+def test_an_erasure_without_its_key_is_listed_by_nobody_and_still_ends(town: Town) -> None:
+    town.known(town.acme, ADA)
+    begun, _ = town.begin(town.acme, ADA)
+    [number] = begun.erasures
+    town.conn.execute(update(schema.subject).values(kek_id=1))
+    assert erasure.enlist(town.conn, town.keyring, number) is None
+    assert town.shred(number).way is False
+    with pytest.raises(LookupError):
+        erasure.enlist(town.conn, town.keyring, 4711)
+
+
 # --- what comes too late --------------------------------------------------------------------------------------------
 
 
@@ -375,6 +431,22 @@ def test_a_refusal_as_erased_keeps_no_tag(town: Town, book: drains.EventBook) ->
     rows = town.messages()
     assert rows[3].tag_sealed is None
     assert rows[4].tag_sealed is not None
+
+
+def test_who_was_taken_out_of_a_slice_is_taken_out_of_the_ledger_too(town: Town, book: drains.EventBook) -> None:
+    """Their end is told by the message's reference and nothing else (engine.queue.erasing): it is listed, once."""
+    left = Event(int(Kind.REFUSED), 3, 2, NOW, 0, b"", int(Reason.ERASED))
+    town.tell(book, town.acme, left)  # nobody was erased here of late: a row like another
+    number = shredded(town, book, town.acme)
+    town.tell(book, town.acme, Event(int(Kind.REFUSED), 4, 2, NOW, 0, b"", int(Reason.ERASED)))
+    town.tell(book, town.other, Event(int(Kind.REFUSED), 5, 2, NOW, 0, b"", int(Reason.ERASED)))
+    town.tell(book, town.acme, Event(int(Kind.REFUSED), 6, 2, NOW, 0, b"", int(Reason.SUPPRESSED)))
+    assert town.purge(number) == {(town.jobs[town.acme], 4)}
+    assert book.guard.fresh == {number}
+    assert town.counts() == 4
+    everywhere = shredded(town, book, 0, BOB)
+    town.tell(book, town.other, Event(int(Kind.REFUSED), 7, 2, NOW, 0, b"", int(Reason.ERASED)))
+    assert (town.jobs[town.other], 7) in town.purge(everywhere)
 
 
 def test_the_guard_is_filled_from_sql_and_forgets_after_a_day(town: Town, book: drains.EventBook) -> None:

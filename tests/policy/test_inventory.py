@@ -122,4 +122,14 @@ def test_the_commands_print_both_without_anything_running(config: Path) -> None:
         told = runner.invoke(commands, ["retention", *form, "--config", str(config)])
         assert told.exit_code == 0
         assert told.stdout.count("13 months") == 1
-    assert runner.invoke(commands, ["inventory", "--markdown", "--config", str(config)]).stdout.startswith("| kind |")
+    page = runner.invoke(commands, ["inventory", "--markdown", "--config", str(config)]).stdout
+    assert page.startswith("# Data inventory\n")
+    assert "\n| kind |" in page
+
+
+@pytest.mark.parametrize("name", ["inventory", "retention"])
+def test_p06_the_pages_of_the_docs_are_current(name: str) -> None:
+    told = CliRunner().invoke(commands, [name, "--markdown", "--shipped"])
+    assert told.exit_code == 0, told.output
+    written = Path(__file__).resolve().parents[2] / "docs" / f"{name}.md"
+    assert written.read_text(encoding="utf-8") == told.stdout, "run: make docs"

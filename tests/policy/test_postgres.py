@@ -229,6 +229,26 @@ def test_a_day_nobody_prepared_is_kept_and_told(conn: Connection) -> None:
 
 
 @only_postgresql
+def test_a_reader_that_stays_delays_partitions_and_nothing_else(
+    store: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export of hours: neither the writer's start nor its chores fail for it; rows go where they can."""
+    monkeypatch.setattr(partitions, "_LOCK_MS", 20)
+    reader = schema.open_store(url_of(tmp_path), writer=False)
+    with reader.connect() as reading:
+        assert reading.scalar(select(func.count()).select_from(schema.message)) == 0
+        with store.begin() as conn:
+            days = 1 + 1 + partitions.AHEAD
+            assert partitions.prepare(conn, TODAY) == partitions.Prepared(made=2 * days, refused=1)
+            assert conn.scalar(text("SHOW lock_timeout")) == "30s"
+            assert told(conn, event(1), event(2, kind=Kind.DEFERRED)).terminal == {1: 1}
+    reader.dispose()
+    with store.begin() as conn:
+        assert partitions.prepare(conn, TODAY) == partitions.Prepared(made=days, adopted=1)
+        assert conn.scalar(text(f"SELECT count(*) FROM message_d{TODAY}")) == 1
+
+
+@only_postgresql
 def test_partitions_that_stayed_empty_are_taken_away(conn: Connection) -> None:
     partitions.prepare(conn, TODAY)
     told(conn, event(1))
@@ -247,16 +267,6 @@ def test_a_day_goes_and_the_others_stay(conn: Connection) -> None:
     assert sorted(conn.scalars(select(schema.message.c.mref))) == [0, 2, 3, 5, 6, 8]
     assert partitions.drop_day(conn, "message", TODAY) == 0
     assert partitions.days(conn, "history") == partitions.days(conn, "hit") == []
-
-
-def test_a_day_goes_around_jobs_that_are_not_done(conn: Connection) -> None:
-    partitions.prepare(conn, TODAY)
-    for job in (1, 2, 3):
-        told(conn, event(1), event(2), job=job)
-    assert partitions.drop_day(conn, "message", TODAY, keep_jobs={2, 99}) == 4
-    assert set(conn.scalars(select(schema.message.c.job))) == {2}
-    assert partitions.drop_day(conn, "message", TODAY, keep_jobs={99}) == 2
-    assert partitions.days(conn, "message") == []
 
 
 @only_postgresql

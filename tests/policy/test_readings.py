@@ -195,3 +195,22 @@ async def test_a_denied_read_has_its_line_before_the_answer(hand: Store) -> None
     assert operations.denied == 1
     assert [line[0] for line in await hand.write(lines)] == ["read-denied"]
     assert await operations.op_bypasses() == {}
+
+
+def test_several_people_with_one_question_are_all_written_down_or_none(
+    conn: Connection, keyring: Keyring, people: dict[int, int]
+) -> None:
+    """What was not shown must not stand in anybody's account of use."""
+
+    def several(count: int) -> list[Asked]:
+        return [ask(what="hold list", purpose="rights", subject=number) for number in range(1, count + 1)]
+
+    def each(asked: list[Asked]) -> Answer:
+        return readings.enter_each(conn, asked, LIMITS, purposes.registry(), NOW)
+
+    assert each(several(3)) == Answer(rows=3)
+    assert each(several(3)) == Answer("over-limit"), "three of five today, and the third of these is too many"
+    assert len(conn.execute(select(reading)).all()) == 3
+    assert lines(conn) == [("read-denied", "reading/hold list", "rights", "over-limit")]
+    assert each(several(2)) == Answer(rows=2)
+    assert each([]) == Answer()

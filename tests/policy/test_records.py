@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy import Connection, Engine, Table, func, insert, select, update
 
 from policy import drains, erasure, records, schema, suppression
 from policy.events import Event, Hit, Kind
 from policy.gate import Mode
-from policy.instants import DAY_US, HOUR_US, rfc3339
+from policy.instants import DAY_US, HOUR_US, parse_rfc3339, rfc3339
 from policy.keys import Keyring, seal, seal_note
 from policy.personal import Erased, Person, PersonalStore, Premises
 from policy.places import Place
@@ -164,6 +164,40 @@ async def test_everything_of_a_person_is_told_in_plain_words(house: House) -> No
     assert len(await house.told("disclosures", person)) == 2
     [rectification] = told["rectifications"]
     assert (rectification["field"], rectification["value"]) == ("name", "Ada L.")
+
+
+def put(conn: Connection, table: Table, values: dict[str, Any]) -> None:
+    conn.execute(insert(table).values(**values))
+
+
+async def test_who_looked_is_not_told_but_what_for_and_in_which_crowd(house: House) -> None:
+    """C-579/21: the person is told when and why, not which of our people it was; a look at many was at them too."""
+    other, town = house.town.other, house.town
+    row = {"at": NOW + 1, "day": NOW // DAY_US, "actor": "support/0011223344556677", "purpose": "reporting",
+           "what": "ledger export", "query": b"q", "subject": 0}  # fmt: skip
+    for account, count in ((town.acme, 40), (other, 7), (0, 300), (town.acme, 0)):
+        values = row | {"account": account, "count": count}
+        await house.premises.store.write(functools.partial(put, table=schema.reading, values=values))
+    told = await house.told("readings", await house.person(account=town.acme))
+    assert [(one["purpose"], one["account"], one["count"]) for one in told] == [
+        ("support", "acme", 3), ("reporting", "acme", 40), ("reporting", "", 300),
+    ]  # fmt: skip
+    assert not any("actor" in one for one in told)
+
+
+async def test_what_went_of_an_account_as_a_whole_is_told_to_whom_it_knew_by_then(house: House) -> None:
+    person = await house.person(account=house.town.acme)
+    [profile] = await house.told("profile", person)
+    since = parse_rfc3339(str(profile["created_at"]))
+    row = {"day": NOW // DAY_US, "subject": 0, "purpose": "business-transfer", "basis": "law: case", "what": "list",
+           "count": 9, "actor": "officer"}  # fmt: skip
+    lines = [("too early", since - 1, house.town.acme), ("a buyer", since, house.town.acme),
+             ("another's", since, house.town.other), ("of everybody", since, 0)]  # fmt: skip
+    for recipient, at, account in lines:
+        values = row | {"recipient": recipient, "at": at, "account": account}
+        await house.premises.store.write(functools.partial(put, table=schema.disclosure, values=values))
+    told = await house.told("disclosures", person)
+    assert {one["recipient"] for one in told} == {"one.example", "a buyer", "of everybody"}
 
 
 async def test_each_account_is_told_of_its_own_only(house: House) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from policy import audit, bites, keyspace, partitions, schema
 from policy.classes import RetentionSettings, gone_from
@@ -50,7 +50,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "request": {"ticket": "t", "kind": "access", "role": "contact", "channel": "cli", "identity": "proved"},
     "erasure": {"cause": "request", "state": "purged"},
     "backup": {},
-    "checkpoint": {"seq": 1},
+    "checkpoint": {"seq": -1},  # of lines that are no longer there
     "hold": {},
 }
 
@@ -443,6 +443,34 @@ async def test_where_checkpoints_are_elsewhere_the_chain_is_cut_at_one_of_them(w
     assert await world.sweep() == {"audit": 2}
     assert (await world.rows("audit"))[0]["seq"] == 3
     assert await world.premises.store.write(audit.verify) is None
+
+
+async def test_lines_and_their_checkpoints_go_together_and_the_chain_proves_itself_all_the_time(
+    world: Sweeper,
+) -> None:
+    """Both are R7, so on one day both are over: a checkpoint that went first would leave its lines for ever."""
+
+    def write(conn: Connection) -> None:
+        for day in range(D, D + 4):
+            for _ in range(2):
+                audit.append(conn, day * DAY_US, "operator", "act", f"job/{day}", "operation", "done")
+
+    await world.premises.store.write(write)
+    lines = await world.rows("audit")
+    for seq in (2, 4, 6):
+        at = lines[seq - 1]["at"]
+        await world.put("checkpoint", seq=seq, hash=lines[seq - 1]["hash"], at=at, exported=at)
+    left = []
+    for day in range(D, D + 4):
+        world.now = gone_from(day, PERIODS["R7"]) * DAY_US
+        await world.sweep()
+        signed = [row["seq"] for row in await world.rows("checkpoint")]
+        left.append(((await world.rows("audit"))[0]["seq"], signed))
+        assert await world.premises.store.write(audit.verify) is None
+        await world.premises.store.write(lambda conn: conn.execute(delete(schema.sweep)))  # the checkpoint alone is it
+        assert await world.premises.store.write(audit.verify) is None
+    # the checkpoint in front of the oldest line stays; the lines of the last day have none behind them yet
+    assert left == [(3, [2, 4, 6]), (5, [4, 6]), (7, [6]), (7, [6])]
 
 
 @only_postgresql

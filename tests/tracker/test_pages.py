@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from aiohttp import web
 
+from policy.classes import RetentionSettings
 from policy.events import Kind
 from policy.gate import Mode
 from policy.instants import HOUR_US
+from policy.pages import PagesSettings, Regulator, shown
 from tests.tracker.twins import (
     CHOOSE,
     CLICK,
@@ -20,6 +23,7 @@ from tests.tracker.twins import (
     NOTICE,
     PARTITION,
     PIXEL,
+    SENDER,
     SUBJECT,
     TAG,
     TARGETS,
@@ -28,7 +32,7 @@ from tests.tracker.twins import (
     open_house,
     path_of,
 )
-from tracker.answers import GIF
+from tracker.answers import GIF, Answers
 from tracker.links import safe_target
 from tracker.visitors import Visitor
 
@@ -394,6 +398,36 @@ async def test_the_notice_names_sender_officer_modes_and_rights(house: House) ->
     assert "in which hour" in page
     assert "anonymous count" in page
     assert "complain" in page
+
+
+def text_of(response: web.Response) -> str:
+    assert isinstance(response.body, bytes)
+    return response.body.decode()
+
+
+def test_the_notice_shows_what_only_the_operator_can_give_and_the_periods_in_force() -> None:
+    """P-06, P-52; docs/privacy.md: empty slots leave no trace, and nothing stands in a page unescaped."""
+    sender = {"sender": SENDER, "opens": "x", "clicks": "y"}
+    bare = text_of(Answers("O", "o@example.org", retry_after=1).page("notice.html", **sender))
+    assert "for example" not in bare
+    assert "on the sender" not in bare
+    pages = PagesSettings(
+        operator="Mail & Sons, Graz",
+        cookies="https://example.org/c?a=1&b=2",
+        terms="https://example.org/terms",
+        regulators={"dsb": Regulator(name="DSB <1>", page="https://dsb.example/"), "opc": Regulator(name="OPC")},
+    )
+    told = shown(pages, RetentionSettings.model_validate({"r3": "60 days"}))
+    answers = Answers("O", "o@example.org", retry_after=1, shown=told)
+    page = text_of(answers.page("notice.html", **sender))
+    assert "Mail &amp; Sons, Graz" in page
+    assert '<a href="https://dsb.example/" rel="noreferrer noopener">DSB &lt;1&gt;</a>' in page
+    assert "<li>OPC</li>" in page
+    assert "60 days, counted from: day of the event" in page
+    link = '<a href="https://example.org/c?a=1&amp;b=2" rel="noreferrer noopener">Cookies</a>'
+    assert link in page
+    assert link in text_of(answers.page("preferences.html", token="t", sender=None, nothing_chosen=False))
+    assert "terms" not in page
 
 
 async def test_pages_of_unknown_jobs_are_not_there(house: House) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 from redis.asyncio import Redis
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 from typer.testing import CliRunner, Result
 
 from policy import schema
@@ -33,7 +33,7 @@ from policy.settings import Officer, PolicySettings
 from policy.store import Store
 from tests.policy.bundle.house import EVE, NOW, furnish
 from tests.policy.people import row_of
-from tests.policy.stores import policy_store
+from tests.policy.stores import url_of
 from tests.world.servers import short_folder
 
 commands = typer.Typer()
@@ -53,7 +53,8 @@ class Shell:
         self.secret.write_text(written.passphrase + "\n")
         self.config = folder / "sales-push.toml"
         officer = '[policy.officer]\nname = "O"\naddress = "privacy@example.org"\n'
-        self.config.write_text(f'[policy]\ndata_dir = "{folder}"\n{officer}')
+        sql_url = premises.settings.sql_address()
+        self.config.write_text(f'[policy]\ndata_dir = "{folder}"\nsql_url = "{sql_url}"\n{officer}')
 
     async def __call__(self, *words: str, code: int = 0, stdin: str | None = None, config: bool = True) -> str:
         tail = ["--config", str(self.config)] if config else []
@@ -67,18 +68,19 @@ class Shell:
 
 
 @pytest.fixture
-async def sh(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shell]:
+async def sh(store: Engine, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shell]:
     for name in [name for name in os.environ if name.startswith("SALES_PUSH_")]:
         monkeypatch.delenv(name)
-    with short_folder() as folder, policy_store(folder) as engine:
+    with short_folder() as folder:
         keyring = Keyring.create(folder / "keys", week_of(NOW))
-        settings = PolicySettings(officer=Officer(name="O", address="privacy@example.org"), data_dir=folder)
-        premises = Premises(settings, Store(engine), redis, lambda: keyring, lambda: NOW)
+        officer = Officer(name="O", address="privacy@example.org")
+        settings = PolicySettings(officer=officer, data_dir=folder, sql_url=url_of(tmp_path))
+        premises = Premises(settings, Store(store), redis, lambda: keyring, lambda: NOW)
         await premises.store.write(lambda conn: furnish(conn, keyring))
         tag, _, _ = row_of(keyring.pepper, EVE)
         person = await premises.store.write(lambda conn: person_of(conn, keyring, None, tag))
         written = await Bundles(premises, build(premises)).write(person, "T-1", ACCESS)
-        enforcement = Enforcement(premises.store, redis, lambda: NOW, lambda: engine)
+        enforcement = Enforcement(premises.store, redis, lambda: NOW, lambda: store)
         operations = handlers(BundleOperations(premises, enforcement), ReadingOperations(premises.store, lambda: NOW))
         door = Doorway(settings.writer_socket, operations)
         await door.open()
@@ -90,11 +92,11 @@ async def sh(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[She
             await premises.store.close()
 
 
-def _readings(sh: Shell) -> list[Any]:
+def _readings(sh: Shell, what: str = "ledger export") -> list[Any]:
     with sh.premises.store.engine.connect() as conn:
         columns = schema.reading.c
         wanted = select(columns.purpose, columns.what, columns.subject, columns["count"], columns.actor)
-        return list(conn.execute(wanted.where(columns.what == "ledger export")).all())
+        return list(conn.execute(wanted.where(columns.what == what)).all())
 
 
 async def test_a_ledger_is_exported_and_that_is_written_down(sh: Shell) -> None:
@@ -110,6 +112,11 @@ async def test_a_ledger_is_exported_and_that_is_written_down(sh: Shell) -> None:
     assert [json.loads(line) for line in same.splitlines()] == lines
     only = await sh("ledger", "export", "-", "--job", "globex/job-2")
     assert {json.loads(line)["job"] for line in only.splitlines()} == {"job-2"}
+    with sh.premises.store.engine.connect() as conn:
+        columns = schema.reading.c
+        accounts = conn.scalars(select(columns.account).where(columns.what == "ledger export").order_by(columns.id))
+        globex = conn.scalar(select(schema.account.c.number).where(schema.account.c.name == "globex"))
+        assert accounts.all() == [0, 0, globex], "people of other accounts were not in it, and are not told so"
 
 
 async def test_without_leave_nothing_is_exported(sh: Shell) -> None:
@@ -152,11 +159,17 @@ async def test_a_bundle_is_verified_and_opened_with_its_passphrase(sh: Shell) ->
     told = json.loads(await sh("bundle", "verify", path, "--passphrase-file", str(sh.secret), "--json", config=False))
     assert (told["right"], told["records"]["messages"]) == ("access", 3)
     out = sh.folder / "open"
-    await sh("bundle", "open", path, str(out), "--passphrase-file", str(sh.secret), config=False)
+    denied = ("bundle", "open", path, str(out), "--passphrase-file", str(sh.secret), "--purpose", "reporting")
+    assert "no use for such fields" in await sh(*denied, code=1)
+    assert (out.exists(), _readings(sh, "bundle")) == (False, [])
+    await sh("bundle", "open", path, str(out), "--passphrase-file", str(sh.secret))
+    read = _readings(sh, "bundle")
+    assert [(purpose, count) for purpose, _, _, count, _ in read] == [("rights", 1)] * 2  # at both accounts
+    assert all(subject for _, _, subject, _, _ in read)
     assert stat.S_IMODE((out / "README.html").stat().st_mode) == 0o600
     with (out / "csv" / "profile.csv").open(newline="", encoding="utf-8") as file:
         assert [row["address"] for row in csv.DictReader(file)] == [EVE, EVE]
-    await sh("bundle", "open", path, str(out), "--passphrase-file", str(sh.secret), code=1, config=False)  # is there
+    await sh("bundle", "open", path, str(out), "--passphrase-file", str(sh.secret), code=1)  # is there
     assert "not the one of this file" in await sh("bundle", "verify", path, stdin="wrong\n", code=1, config=False)
     assert "cannot be read" in await sh("bundle", "verify", path + "x", code=1, config=False)
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import Connection, Engine, func, select, update
 
-from policy import accounts, consent, negative, schema, suppression, vault
+from policy import accounts, consent, negative, remarks, schema, suppression, vault
 from policy.bundle import entering, gathering, reading, writing, zips
 from policy.bundle.contents import ACCESS, PORTABILITY
 from policy.bundle.entering import EnteringError
@@ -147,6 +148,15 @@ async def test_repeated_it_changes_nothing(there: Premises, bundle: Opened) -> N
     after = _rows(there)
     assert {name: n for name, n in after.items() if n != before[name]} == {"audit": before["audit"] + 1}
     assert (again.taken, again.left, again.rows) == (first.taken, first.left, 0)
+
+
+async def test_the_name_a_foreign_bundle_gives_itself_is_not_in_the_chain(there: Premises, bundle: Opened) -> None:
+    manifest = msgspec.structs.replace(bundle.manifest, ticket="for ada@example.org")
+    await _enter(there, replace(bundle, manifest=manifest), make_accounts=True)
+    with there.store.engine.connect() as conn:
+        [line] = conn.execute(select(schema.audit).where(schema.audit.c.action == "bundle-import")).all()
+    assert line.object_ref == remarks.named(there.keyring(), "foreign-bundle", "for ada@example.org")
+    assert "ada" not in line.object_ref
 
 
 async def test_counters_agree_with_the_rows(there: Premises, bundle: Opened) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Engine, insert, select, update
 
-from policy import audit, consent, halts, keyspace, negative, schema, suppression, vault
+from policy import audit, consent, halts, keyspace, negative, peppers, schema, suppression, vault
 from policy.address import AddressError
 from policy.instants import DAY_US, HOUR_US, rfc3339
 from policy.jobs import Refused
+from policy.keys import Keyring
+from policy.lapsing import Lapsing
 from policy.rights import carrying, requests
 from policy.rights.states import ASKS, LIFT_NOTICE_US, NotPossible
+from policy.schema import open_store
 from policy.suppression import Scope
 from tests.policy.rights.conftest import ADA, NOW, House
+from tests.policy.stores import url_of
 
 BEN = "ben@example.org"
 
@@ -148,6 +153,52 @@ async def test_P55_a_restriction_ends_only_after_notice_and_leaves_what_stood_be
     before = len((await show(house, told["ticket"]))["steps"])
     await house.desk.round()
     assert len((await show(house, told["ticket"]))["steps"]) == before
+
+
+async def test_lifting_brings_no_visits_back_to_whoever_does_not_agree_by_then(house: House) -> None:
+    """Consent that ended while they were restricted: the list had them, so nobody added the end (policy.lapsing)."""
+    ends = NOW + DAY_US
+    subjects = {}
+    for account, end in ((1, ends), (2, None)):
+        number = subjects[account] = await house.knows(ADA, account)
+        given = [consent.Evidence(number, "open_tracking", "express", "v1", "form", NOW - DAY_US, end)]
+        await house.store.write(functools.partial(consent.record, rows=given, now=NOW))
+    told = await house.desk.op_rights_open("restriction", ADA)
+    lapsing = Lapsing(house.store, house.enforcement, lambda: house.now)
+    house.now = ends
+    await lapsing.look()
+    assert await listed(house, subjects[1]) == "restricted"
+    await house.desk.op_rights_lift(told["ticket"], "the claim is settled")
+    house.now += LIFT_NOTICE_US
+    await house.desk.round()
+    assert await standing(house) == set()
+    assert await listed(house, subjects[1]) == "withdrawn"
+    assert await listed(house, subjects[2]) is None  # agrees still: nothing is kept back that need not be
+
+
+async def test_a_request_opened_after_a_turn_of_the_pepper_is_under_the_chained_tag(
+    house: House, store: Engine
+) -> None:
+    """Opened before or after, typed again or not: one person, one tag, one restriction (policy.peppers)."""
+    number = await house.knows(ADA)
+    before = await house.desk.op_rights_open("restriction", ADA)
+    reader = open_store(url_of(house.folder), writer=False)
+    assert house.keyring.folder is not None
+    peppers.rotate(house.keyring.folder, store, reader, NOW)
+    reader.dispose()
+    house.keyring = Keyring.load(house.keyring.folder)
+    assert house.keyring.pepper_id == 2
+    tag = house.row(ADA)[0]
+    told = await house.desk.op_rights_open("objection", ADA.upper())
+    asked = select(schema.request.c.ticket, schema.request.c.tag)
+    rows = await house.store.write(lambda conn: conn.execute(asked).all())
+    assert {row.ticket: bytes(row.tag) for row in rows} == {before["ticket"]: tag, told["ticket"]: tag}
+    assert await standing(house) == {("opt-out", Scope.PLATFORM, 0), ("restriction", Scope.PLATFORM, 0)}
+    assert await listed(house, number) == "objected"
+    await house.desk.op_rights_lift(before["ticket"], "the claim is settled")
+    house.now += LIFT_NOTICE_US
+    await house.desk.round()
+    assert await standing(house) == {("opt-out", Scope.PLATFORM, 0)}
 
 
 async def test_a_restriction_another_request_needs_is_not_taken_back(house: House) -> None:
