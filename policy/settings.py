@@ -151,8 +151,8 @@ class PolicySettings(BaseSettings):
         default=0,
         ge=0,
         le=3650,
-        description="Days for which an account does not write again to a mailbox whose own server said that it does not "
-        "exist (P-41); 0: until an operator takes the mark away.",
+        description="Days for which an account does not write again to a mailbox whose own server said that it does "
+        "not exist (P-41); 0: until an operator takes the mark away.",
     )
     rights: RightsSettings = Field(default_factory=RightsSettings, description="Rights of the people concerned.")
     pages: PagesSettings = Field(
