@@ -418,6 +418,8 @@ class Writer:
         if prepared.adopted:
             self._counts["rows_adopted"] += prepared.adopted
             log.error("rows came for days without a partition", rows=prepared.adopted)
+        if prepared.refused:
+            log.warning("readers held up the days to come", tables=prepared.refused)
 
     def _expire(self, conn: Connection, effects: Effects) -> int:
         ended = suppression.expire(conn, self._clock())
