@@ -20,8 +20,8 @@ the receipt was given: for a day.
 Known limits: a server that refuses BGREWRITEAOF is noted in the receipt; what the allocators and disks keep of freed
 bytes is theirs. Over PostgreSQL a row deleted for itself keeps its bytes in the page until that is written again or its
 day's partition goes, and the archive of its log is the operator's; what leads to the person there is closed once the
-weekly wrapping keys are destroyed. A reader that stays in one snapshot for long keeps SQLite's log from being cut: asked
-again each round.
+weekly wrapping keys are destroyed. A reader that stays in one snapshot for long keeps the log of SQLite from being cut:
+asked again each round.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ What ordinary traffic never reaches gets the scenario that does:
     reseal            a job is paused, a new week's queue key appears
     drain to finish   events gather while no writer is there
     suppress, enforce somebody opts out until the writer is gone; then SQL and Redis must say the same
+    shred to receipt  somebody without mail is erased; in the end they are gone and suppressed
     clear             Redis starts anew while no writer is there
 
 Known limits: one worker, so that who dies is known; re-sealing is made impatient from outside (`Resealing` waits two
@@ -28,11 +29,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from sqlalchemy import func, select
+
 from engine.delivery.leasing import FEW
 from policy import keyspace, suppression
 from policy.address import normalise, parse, tag_of
+from policy.instants import week_of
 from policy.keys import KEY_BYTES
-from policy.schema import open_store
+from policy.schema import erasure, open_store, subject
 from policy.suppression import Scope
 from policy.transitions import Point
 from policy.valkey import call
@@ -320,6 +324,48 @@ async def _apart(world: World, seconds: float = 8.0) -> list[str]:
         engine.dispose()
 
 
+async def _erasure(crashes: Crashes, point: Point) -> int | None:
+    """Somebody who was never written to, so that the history the laws are asked about stays whole."""
+    world = crashes.world
+    await world.stop("policy")
+    await crashes.arm(point)
+    await world.until_writer()
+    mailbox = parse(f"{point.name}@gone.fast.test")
+    tag = tag_of(world.keyring.pepper, normalise(mailbox.local, mailbox.domain))
+    where = keyspace.partition_of(mailbox.domain)
+    await world.ask.resolve(1, week_of(time.time_ns() // 1000), [(tag, where, mailbox.wire)])
+    with contextlib.suppress(WriterUnavailable, WireError, TimeoutError):
+        asked = world.ask.call("erase", account=1, tag=tag, partition=where, address=mailbox.wire)
+        await asyncio.wait_for(asked, 10.0)
+    code = await crashes.dead(point)
+    await world.start("policy")
+    await world.until_writer()
+    if fault := await _still_there(world, tag):
+        crashes.broken.append(Broken("T11", point.name, fault))
+    return code
+
+
+async def _still_there(world: World, tag: bytes, seconds: float = 20.0) -> str:
+    """What is wrong with an erasure once the writer has had its time to end it; "" nothing."""
+    engine = open_store(world.settings.sql_address(), writer=False)
+    deadline = time.monotonic() + seconds
+    try:
+        while True:
+            with engine.connect() as conn:
+                known = conn.scalar(select(func.count()).where(subject.c.tag == tag))
+                states = conn.scalars(select(erasure.c.state).where(erasure.c.tag == tag)).all()
+                suppressed = any(entry.reason == "erasure" for entry in suppression.check(conn, tag))
+            if not known and not suppressed:
+                return "erased without being suppressed"
+            if not known and states and set(states) == {"purged"}:
+                return ""
+            if time.monotonic() > deadline:
+                return f"an erasure did not end: {states}"
+            await asyncio.sleep(0.1)
+    finally:
+        engine.dispose()
+
+
 async def _new_run(crashes: Crashes, point: Point) -> int | None:
     world = crashes.world
     await world.kill("policy")
@@ -341,6 +387,9 @@ _SCENARIOS: dict[str, Scenario] = {
     "finish": _gathered,
     "suppress": _opt_outs,
     "enforce": _opt_outs,
+    "shred": _erasure,
+    "purge": _erasure,
+    "receipt": _erasure,
     "clear": _new_run,
 }
 
