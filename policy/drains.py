@@ -213,7 +213,7 @@ class EventBook:
             return False
         # what was delivered (or not) says more than what expansion refused: that one moves, its count stays
         moved = (row[0], row[1], held.attempts, held.kind, held.at, held.day, held.reason, 0, "", None)
-        conn.exec_driver_sql(self._sql.history, moved)
+        self._insert(conn, self._sql.history, [moved], [moved])  # its place may stand there already, on another day
         conn.execute(delete(message).where(*mine))
         conn.exec_driver_sql(self._sql.message, row)
         return True
