@@ -80,7 +80,7 @@ _every = personal.every
 # which outlives them on purpose (keyed, P-22); and bundles, which are answers of this very kind and end in 7 days.
 APART = {
     "file:ledger", "file:ledger, being converted", "file:queue", "file:queue, being rewritten", "file:tombstones",
-    "file:bundles",
+    "file:backup, being made", "file:restore, being made ready",
 }  # fmt: skip
 
 

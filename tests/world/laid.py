@@ -280,6 +280,8 @@ NOT_LAID: Final = {
     "key:events": "in the ledger within a second",
     "key:lane sites": "goes with the last slice that was looked up",
     "file:ledger, being converted": "of an upgrade",
+    "file:backup, being made": "while it lasts; it ends sealed, elsewhere",
+    "file:restore, being made ready": "while it lasts",
     "file:queue, being rewritten": "while it lasts",
     "file:journal": "of a worker that runs",
     "file:journal, carried out": "of a worker that runs",
