@@ -19,10 +19,17 @@ The path of one recipient through this floor:
 7. an opt-out: `suppression.add` and `consent.withdraw` in SQL, `suppression.push` and `negative.announce` in Redis, and
    only then the answer to the reader.
 
-Rooms, lowest first: address, events, instants · keys, keyspace, settings, logs, valkey · gate · schema, migrations ·
-statements, wire · negative, vault, suppression, consent, accounts, hosts · streams, drains, ledger · writer · cli.
+Beside that path stand the duties: `classes` and `retention` say when things end, `sweeping` ends them, `holds` keep
+what must stay; `personal` is how every floor is asked about one person, `erasing` and `rights` ask, `bundle` answers;
+`audit`, `checkpoints`, `readings` and `disclosures` prove it; `tombstones`, `backup` and `quarantine` bring it through
+a restore. Their order is in the import contract.
 
-What this floor never does: it imports nothing of `engine` or `tracker`, opens no connection to anybody but the stores,
+Rooms of the path, lowest first: address, events, instants · keys, keyspace, settings, logs, valkey · gate · schema,
+migrations · statements, wire · negative, vault, suppression, consent, accounts, hosts · streams, drains, ledger ·
+writer · cli.
+
+What this floor never does: it imports nothing of `engine` or `tracker` (their places come by entry point), talks to
+nobody but the stores and, where an officer set it up, the relay of `rights` and the commands for keys and checkpoints,
 and puts no address into a log, an error text, a metric, a URL or a Redis key. A helper that no data-protection officer
 would ask about does not belong here.
 

@@ -3,14 +3,16 @@
 Promise: an answer on the socket means committed, and where Redis has a part (T11), in force there too. Every event that
 Redis holds reaches the ledger exactly once (`policy.drains`); a job is done when its last event is committed (T9).
 
-    start   lock · open and upgrade SQL · check Redis · cursors and progress · mend Redis from SQL · socket · loops
-    loops   events and hits every `drain_interval` (at once while there is more) · chores every second
+    start   lock · out of quarantine (`policy.quarantine`) · open and upgrade SQL · check Redis · cursors and progress
+            · mend Redis from SQL · socket · loops
+    loops   events and hits every `drain_interval` (at once while there is more) · chores every second · erasures,
+            rights, sweeps, wrapping keys, checkpoints, backups, consents that end: none waits for another
     stop    no new calls · finish what was begun · last drain · let go
 
 A job's status in Redis, which producers read, follows every commit that changes it (`policy.statuses`).
 
 Losing Redis does not end this process: calls that need only SQL go on, drains wait. What is asked over the socket is
-in `policy.operations`, how in `policy.doorway`.
+in `policy.operations` and the ``…Operations`` of the other rooms, how in `policy.doorway`.
 
 Known limits: the lock is of this host's data folder. Over PostgreSQL writers of several hosts take turns, a transaction
 each (policy.schema), but each keeps cursors and progress in memory as if it were alone: run one. Reconciling the queue

@@ -1,14 +1,17 @@
-"""Commands of the ground floor: the writer's role, suppressions, figures, the story of a person, accounts.
+"""Commands of the ground floor: the writer's role, suppressions, figures, people and their rights, keys, copies.
 
-Promise: what changes something goes through the writer's socket and is in force when the command returns; what only
-looks reads SQL (``mode=ro``) and works while nothing runs. ``--json`` prints one document a command, instants in
+Promise: what changes something goes through the writer's socket and is in force when the command returns; what shows
+figures reads SQL (``mode=ro``) and works while nothing runs; what shows somebody's data names its purpose and is
+written down by the writer first (`readings`, P-38). ``--json`` prints one document a command, instants in
 microseconds. Exit codes: 0 done, 1 not found or failed, 2 wrong usage or configuration.
 
-An address typed here goes into no log and no store: it becomes a keyed tag before anything is asked. Rooms import what
+An address typed here goes into no log, and in clear into no store: it becomes a keyed tag, and only `rights open` and
+`erase` hand it to the writer's socket, where it is sealed with the request or used and forgotten. Rooms import what
 they run only when it runs: ``--help`` stays fast.
 
-Rooms: `asking` (what every command needs), `suppressions`, `figures` (status, why), `work` (jobs), `holders`
-(accounts), `destinations` (domains written to).
+Rooms: `asking` (what every command needs), `readings` (who reads, why), `suppressions`, `figures` (status, why), `work`
+(jobs), `holders` (accounts), `destinations` (domains written to), `erasing`, `rights`, `retention` (policy, hold),
+`exporting` (ledger, bundle, report), `audit` (chain, disclosures, consent history, purposes), `keys`, `backup`.
 """
 
 from __future__ import annotations

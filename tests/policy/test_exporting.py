@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import io
 import json
 import os
@@ -209,7 +209,6 @@ def test_parquet_without_pyarrow_says_what_to_do(
         exporting.put(io.BytesIO(), [], "xlsx")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed: optional, 45 MB")
 def test_parquet_is_read_back(furnished: Engine, tmp_path: Path) -> None:
     parquet: Any = importlib.import_module("pyarrow.parquet")
     path = tmp_path / "ledger.parquet"
