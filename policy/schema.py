@@ -292,6 +292,13 @@ suppression = _table(
     CheckConstraint("scope between 1 and 4", name="scope"),
     Index(None, "partition", "tag"),
     Index(None, "expires"),
+    # asked for with every chunk of an audience: who may not be made a subject again
+    Index(
+        "ix_suppression_erased",
+        "tag",
+        sqlite_where=text("reason = 'erasure'"),
+        postgresql_where=text("reason = 'erasure'"),
+    ),
     rowid=False,
 )
 
