@@ -25,8 +25,13 @@ KILLS ?= 20
 SEED ?= 1
 WORKERS ?= 2
 SOURCES := engine tracker policy benchmarks tests
+# Everything on a message's way, from laws to whole journeys.
+COMPILED_TESTS := tests/laws tests/dialogues tests/engine tests/tracker tests/journeys/test_delivery.py \
+	tests/journeys/test_queue.py tests/journeys/test_forgotten.py
+# What is measured is what an operator is told to run: compiled where this machine can, else the text; the JSON says which.
+COMPILED := @$(BIN)/sales-push compile || echo "measured as text"
 
-.PHONY: help demo test debian fast check lint format types contracts bench chaos chaos-matrix chaos-blocked bench-queue bench-peers bench-ledger bench-erasure policy-table docs lock clean
+.PHONY: help demo test debian fast compiled check lint format types contracts bench chaos chaos-matrix chaos-blocked bench-queue bench-peers bench-ledger bench-erasure policy-table docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -69,10 +74,15 @@ debian: $(VENV)/.dev ## The tests that use Debian packages (.ci/run installs the
 fast: $(VENV)/.fast ## Install the [fast] extra and run its tests: a processor with AVX-512 IFMA is needed
 	$(BIN)/python -m pytest -m fast
 
+compiled: $(VENV)/.dev ## Compile the hot rooms and run their tests on what came out: needs gcc and python3-dev
+	$(BIN)/sales-push compile
+	SALESPUSH_COMPILED=1 $(BIN)/python -m pytest -m "not debian and not fast and not doubles" -n $(TEST_WORKERS) \
+		--dist loadfile $(COMPILED_TESTS)
+
 # Where the processor can, [fast] is part of what a change must pass.
 CHECK_FAST := $(if $(shell grep -om1 avx512ifma /proc/cpuinfo 2>/dev/null),fast)
 
-check: lint types contracts test debian $(CHECK_FAST) ## Everything a change must pass
+check: lint types contracts compiled test debian $(CHECK_FAST) ## Everything a change must pass
 
 lint: $(VENV)/.dev ## Format and lint, changing nothing
 	$(BIN)/ruff format --check $(SOURCES)
@@ -89,12 +99,14 @@ format: $(VENV)/.dev ## Put the sources into shape
 	$(BIN)/ruff format $(SOURCES)
 
 bench: $(VENV)/.dev ## Micro-benchmarks, then the journey; ends with one line of JSON
+	$(COMPILED)
 	@$(BIN)/python -m benchmarks $(BENCH)
 
 bench-queue: $(VENV)/.dev ## What a million waiting recipients cost: bytes and CPU each; ends with one line of JSON
 	@$(BIN)/python -m benchmarks.queue $(BENCH)
 
 bench-peers: $(VENV)/.dev ## Postfix, nodemailer, aiosmtplib and ours in turn, to one sink; ends with one line of JSON
+	$(COMPILED)
 	@$(BIN)/python -m benchmarks.peers $(PEERS)
 
 bench-ledger: $(VENV)/.dev ## Events a second into a ledger that is full already, and how far it lags; one line of JSON

@@ -23,3 +23,7 @@ The rooms and who may import whom: pyproject.toml, [tool.importlinter].
 
 Standards kept: RFC 5321, 5322, 2045-2047, 2369, 2919, 2920, 3207, 3463, 6376, 7505, 8058, 8463.
 """
+
+from engine.compiled import install as _install
+
+_install()

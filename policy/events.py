@@ -103,6 +103,15 @@ class Batch(msgspec.Struct, array_like=True):
     chunk: int = -1
 
 
+class Encoded(msgspec.Struct, array_like=True, gc=False):
+    """A `Batch` of events that are encoded already, to the byte: once for the journal and for Redis."""
+
+    job: int
+    domain: str
+    events: list[msgspec.Raw]
+    chunk: int = -1
+
+
 class Hit(msgspec.Struct, array_like=True, gc=False):
     """What a reader's visit left behind: kind OPENED or CLICKED, mode and visitor class as small numbers.
 

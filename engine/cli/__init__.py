@@ -43,6 +43,7 @@ _MENDABLE: dict[tuple[str, str], tuple[int, str]] = {
     ("policy.wire", "WriterUnavailable"): (1, "the policy process does not answer: is `sales-push up` running?"),
     ("policy.wire", "WireError"): (1, ""),
     ("engine.settings", "KeyFileError"): (2, ""),
+    ("engine.compiled", "CompileError"): (1, ""),
     ("engine.supervisor", "AlreadyRunning"): (1, ""),
     ("engine.cli.install", "InstallError"): (1, ""),
     ("policy.fence", "RunNotCleared"): (
@@ -106,6 +107,32 @@ def up(
         return await supervisor.run()
 
     raise typer.Exit(asyncio.run(supervise()))
+
+
+@commands.command("compile")
+def compile_rooms(
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+) -> None:
+    """Translate the rooms on a message's way into machine code, for this interpreter: 5 % less CPU a message.
+
+    Needs mypy (deploy/requirements-compile.txt), a C compiler and the interpreter's headers (Debian: gcc, python3-dev).
+    What is compiled fits these very sources: after an update compile again. SALESPUSH_COMPILED=0 leaves it aside."""
+    import json
+    import time
+
+    from rich.console import Console
+
+    from engine import compiled
+
+    began = time.monotonic()
+    console = Console(stderr=True)
+    with console.status("mypyc and the C compiler, about a minute"):
+        where = compiled.build()
+    seconds = round(time.monotonic() - began, 1)
+    if as_json:
+        print(json.dumps({"ok": True, "folder": str(where), "rooms": len(compiled.ROOMS), "seconds": seconds}))
+    else:
+        print(f"{len(compiled.ROOMS)} rooms compiled in {seconds} s: {where}")
 
 
 @run.command("engine")

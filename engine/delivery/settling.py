@@ -24,24 +24,15 @@ from engine.queue.journal import Journal
 from engine.queue.lanes import Lanes, Retry, Settled, SettleRequest
 from engine.queue.slices import retry_of
 from policy.crashpoints import reach
-from policy.events import Event
+from policy.events import Encoded, Event
 from policy.keys import Keyring
 
 log = logging.getLogger(__name__)
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class _Written(msgspec.Struct, array_like=True, gc=False):
-    """`policy.events.Batch` of events that are encoded already, to the byte: once for the journal and for Redis."""
-
-    job: int
-    domain: str
-    events: list[msgspec.Raw]
-    chunk: int = -1
-
-
 def _batch(hand: Hand, events: list[msgspec.Raw]) -> bytes:
-    return _encode(_Written(hand.header.job, hand.contents.domain, events))
+    return _encode(Encoded(hand.header.job, hand.contents.domain, events))
 
 
 class Settling:

@@ -19,7 +19,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from engine.message import headers
 from engine.message.program import Program
@@ -28,15 +28,22 @@ from engine.message.slots import Frame
 from policy.gate import Mode, Permit
 from tracker.links import Links
 
-if TYPE_CHECKING:
-    from hashlib import _Hash
+
+class Digest(Protocol):
+    """What hashlib makes."""
+
+    def copy(self) -> Digest: ...
+
+    def update(self, data: bytes, /) -> None: ...
+
+    def digest(self) -> bytes: ...
 
 
 class Unwritable(ValueError):
     """This recipient's values cannot be put into this message: their fault is in the data, not in the campaign."""
 
 
-class PermitMismatch(RuntimeError):
+class PermitMismatch(Exception):
     """Composed for somebody the Permit does not name: a mistake of ours, never of the world."""
 
 
@@ -72,7 +79,7 @@ class Unsigned:
     mref: int
     head: bytes
     body: bytes
-    head_hash: _Hash
+    head_hash: Digest
     signed: str
     at: int
     hashed: bytes | None = None

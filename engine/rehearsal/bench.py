@@ -51,6 +51,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from engine.client import AsyncProducer
+from engine.compiled import is_installed
 from engine.rehearsal import campaigns, chart
 from engine.rehearsal.audience import Provider
 from engine.rehearsal.latency import Watch, percentile
@@ -261,6 +262,7 @@ def figures(plan: Plan, run: Run) -> dict[str, Any]:
         "domains": plan.domains,
         "tls": plan.tls,
         "fast": plan.fast,
+        "compiled": is_installed(),
         "workers": run.workers,
         "wait": plan.wait,
         "messages_per_second": round(rate, 1),

@@ -5,7 +5,7 @@ leaves that is not SMTP grammar; a message is ``UNKNOWN`` only when its final do
 
 1. A driver (``engine.delivery.connection``) feeds bytes to `dialogue.Dialogue.receive` and writes what
    `dialogue.Dialogue.outgoing` hands out; it reads with the patience of `words.PATIENCE` for ``waiting_for``.
-2. `reply.ReplyParser` cuts the bytes into replies, one at a time, on demand (h11's pull: what follows a STARTTLS reply
+2. `parser.ReplyParser` cuts the bytes into replies, one at a time, on demand (h11's pull: what follows a STARTTLS reply
    in the same segment must still be in the buffer when emptiness is checked).
 3. `lines` makes every byte that is written.
 4. `opening` is how it begins: greeting, EHLO or HELO, STARTTLS and EHLO again, AUTH for a smarthost.

@@ -19,7 +19,8 @@ from collections.abc import Callable
 
 from engine.smtp.lines import LocalError, misfit
 from engine.smtp.opening import End
-from engine.smtp.reply import Malformed, Reply, ReplyParser
+from engine.smtp.parser import ReplyParser
+from engine.smtp.reply import Malformed, Reply
 from engine.smtp.script import SLICE, Conversation
 from engine.smtp.words import FOREVER, Event, Fate, Outbound, Settled, Step, Tls, Trouble, Upgrade, Verdict
 

@@ -1,13 +1,12 @@
 """What is written: the one place where commands and bodies become bytes, and what EHLO's reply says may be written.
 
 Law: whatever the arguments, what `commands` and `flight` return is command lines of printable characters, each at most
-512 octets with its CRLF and nothing else between (S-07); `stuffed` never leaves a line that begins with one dot. It is
-asked of every body, also of those the composer's own law says have none: 10 us are the price of not trusting a law.
+512 octets with its CRLF and nothing else between (S-07); `stuffed` never leaves a line that begins with one dot. Of a
+``proven`` body only this is asked, that nothing in it ends the data before its end (4 us of 34 kB, not 7): that no line
+begins with a dot is the composer's law, and tests/laws/test_wire_laws.py asks it of both together.
 """
 
 from __future__ import annotations
-
-import re
 
 from engine.smtp.reply import Reply
 from engine.smtp.words import Outbound, Trouble
@@ -66,14 +65,16 @@ def misfit(message: Outbound, extensions: dict[str, str], max_size: int) -> Trou
     return None
 
 
-_DOT_LINE = re.compile(rb"\n\.")  # 10 us for 33 kB with a newline every 76 bytes; `find` takes 28, `rfind` 12
-
-
 def stuffed(data: bytes) -> bytes:
     """RFC 5321 4.5.2. Most bodies have no line that begins with a dot: then it is one search and no copy."""
-    if _DOT_LINE.search(data):
+    if b"\r\n." in data:  # three octets: `find` takes 7 us for 33 kB, a regular expression 11
         data = data.replace(b"\r\n.", b"\r\n..")
     return b"." + data if data.startswith(b".") else data
+
+
+def ends_early(data: bytes) -> bool:
+    """Whether a peer would take a line of it for the end of the data (RFC 5321 4.1.1.4)."""
+    return b"\r\n.\r\n" in data or data.startswith(b".\r\n")
 
 
 def extensions_of(reply: Reply) -> dict[str, str]:

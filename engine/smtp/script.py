@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from engine.smtp.lines import commands, flight, mail, rcpt, size_limit, stuffed
+from engine.smtp.lines import commands, ends_early, flight, mail, rcpt, size_limit, stuffed
 from engine.smtp.opening import End, Opening, Script, hear
 from engine.smtp.reply import Reply
 from engine.smtp.words import Closed, Event, Fate, Outbound, Parked, Ready, Settled, Step, Tls, Trouble, Verdict
@@ -174,7 +174,9 @@ class Conversation:
             yield from hear(Step.BODY)  # 554 as a rule; nobody is delivered to, whatever it says
             self._takes_ahead = False
             return
-        data = stuffed(message.data)
+        data = message.data
+        if not message.proven or ends_early(data):
+            data = stuffed(data)
         if len(data) <= SLICE:
             self._out.append(data)
             self._takes_ahead = self.pipelining

@@ -148,10 +148,10 @@ class Outbound(msgspec.Struct, eq=False):
     address. data: the complete message, CRLF lines, ending in CRLF, *not* dot-stuffed (the dialogue does that).
     void_at: monotonic seconds from which RCPT may no longer be written (decision 7).
     proven: the data came from ``message.compose``, whose laws are that it has CRLF lines only and none that begins
-    with a dot, and no octet above 127 but in the address of who gets it (tests/laws/test_wire_laws.py); the 40 µs
-    search for bare CR and LF and the 1.4 µs for such octets are skipped; dots are searched for all the same
-    (`lines.stuffed`). Nobody but the courier may say it (tests/engine/test_proven.py). eight_bit: whether the data
-    has octets above 127, worked out here. Raises AddressRefused or UnsafeData.
+    with a dot, and no octet above 127 but in the address of who gets it (tests/laws/test_wire_laws.py); the searches
+    for bare CR and LF (40 µs) and for such octets (1.4) are skipped, and of dots only those are looked for that would
+    end the data (`lines.ends_early`). Nobody but the courier may say it (tests/engine/test_proven.py). eight_bit:
+    whether the data has octets above 127, worked out here. Raises AddressRefused or UnsafeData.
     """
 
     key: object

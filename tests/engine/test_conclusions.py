@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import pytest
+
 from engine.delivery.campaigns import Loaded
 from engine.delivery.conclusions import Conclusions
 from engine.delivery.hand import Hand
@@ -36,6 +38,7 @@ def _lease() -> tuple[Lease, Header]:
     return Lease(3, "c1", "S" * 11, "L" * 11, 5, b""), header
 
 
+@pytest.mark.doubles
 def test_a_slice_that_is_buried_is_not_a_slice_that_is_lost() -> None:
     settled: Any = _Settled()
     nothing = Loaded(0, b"", 0, None, (), None, None)

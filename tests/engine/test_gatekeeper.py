@@ -34,6 +34,7 @@ def ask(token: int) -> GateRequest:
     return GateRequest(0, "s", token, [b"t" * 12], b"d" * 12)
 
 
+@pytest.mark.doubles
 async def test_questions_that_come_while_one_is_on_its_way_leave_together() -> None:
     gate = SlowGate()
     keeper = Gatekeeper(cast(Lanes, gate), flights=1)
@@ -53,6 +54,7 @@ async def test_questions_that_come_while_one_is_on_its_way_leave_together() -> N
     ]
 
 
+@pytest.mark.doubles
 async def test_asked_at_is_before_the_question_is_sent() -> None:
     gate = SlowGate()
     gate.release.set()
@@ -62,6 +64,7 @@ async def test_asked_at_is_before_the_question_is_sent() -> None:
     assert before <= told.asked_at <= time.monotonic()
 
 
+@pytest.mark.doubles
 async def test_an_error_of_ours_reaches_every_asker() -> None:
     gate = SlowGate()
     gate.fault = ValueError("ours")
@@ -73,6 +76,7 @@ async def test_an_error_of_ours_reaches_every_asker() -> None:
             await keeper.ask([ask(1)])
 
 
+@pytest.mark.doubles
 @pytest.mark.parametrize("flights", [1, 3])
 async def test_who_asks_again_the_moment_he_is_answered_is_answered_again(flights: int) -> None:
     """They found the flights taken by those that had just ended, and waited until somebody else asked: for ever, where

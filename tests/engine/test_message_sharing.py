@@ -55,6 +55,7 @@ def written(program: Program, number: int) -> Unsigned:
     return compose(Permit(number, 7, 0.0), program, person, 1_790_000_000_000_000)
 
 
+@pytest.mark.doubles
 def test_ten_thousand_jobs_compile_their_template_once(compilations: list[Campaign]) -> None:
     for number in range(JOBS):
         program = compile_campaign(job(number))
@@ -66,6 +67,7 @@ def test_ten_thousand_jobs_compile_their_template_once(compilations: list[Campai
     assert len(compilations) == 2
 
 
+@pytest.mark.doubles
 def test_every_job_writes_its_own(compilations: list[Campaign]) -> None:
     for number in (3, 4):
         program = compile_campaign(job(number))
@@ -85,6 +87,7 @@ def test_every_job_writes_its_own(compilations: list[Campaign]) -> None:
     assert len(compilations) == 1
 
 
+@pytest.mark.doubles
 def test_what_is_wrong_with_one_job_is_not_the_others(compilations: list[Campaign]) -> None:
     wrong = compile_campaign(replace(job(1), headers=(("Received", "x"),), html="{{ nobody }}"))
     assert isinstance(wrong, list)
@@ -96,6 +99,7 @@ def test_what_is_wrong_with_one_job_is_not_the_others(compilations: list[Campaig
     assert len(compilations) == 1
 
 
+@pytest.mark.doubles
 def test_the_same_campaign_is_the_same_program(compilations: list[Campaign]) -> None:
     assert compile_campaign(job(5)) is compile_campaign(job(5))
 

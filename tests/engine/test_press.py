@@ -7,6 +7,8 @@ import time
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from engine.delivery.campaigns import Loaded
 from engine.delivery.connection import Outbound
 from engine.delivery.courier import Courier
@@ -102,6 +104,7 @@ async def _press(courier: _Courier, batches: list[int]) -> list[Any]:
     return desk.served_lines
 
 
+@pytest.mark.doubles
 async def test_small_lines_are_written_together_and_each_gets_its_own() -> None:
     courier = _Courier()
     served = await _press(courier, [4, 4, 4, 2, 2, 1, 1])
@@ -113,6 +116,7 @@ async def test_small_lines_are_written_together_and_each_gets_its_own() -> None:
     assert [letter for _, own in served for letter in own] == list(range(18))
 
 
+@pytest.mark.doubles
 async def test_a_full_line_is_not_kept_waiting_for_another() -> None:
     courier = _Courier()
     await _press(courier, [BATCH, BATCH])
@@ -120,6 +124,7 @@ async def test_a_full_line_is_not_kept_waiting_for_another() -> None:
     assert courier.written == [list(range(BATCH)), list(range(BATCH, 2 * BATCH))]
 
 
+@pytest.mark.doubles
 async def test_the_refused_are_recorded_and_the_others_do_not_notice() -> None:
     courier = _Courier()
     courier.against = {1, 2, 3}
@@ -130,6 +135,7 @@ async def test_the_refused_are_recorded_and_the_others_do_not_notice() -> None:
     assert courier.hand.abroad == -3, "nobody counts as on the way who was refused"
 
 
+@pytest.mark.doubles
 async def test_a_line_that_died_meanwhile_gives_its_recipients_back() -> None:
     courier = _Courier()
     real = courier.ask
@@ -156,6 +162,7 @@ async def test_a_line_that_died_meanwhile_gives_its_recipients_back() -> None:
     assert desk.served_lines == [("0", []), ("1", [2, 3])]
 
 
+@pytest.mark.doubles
 async def test_nothing_is_written_under_a_permit_that_is_void() -> None:
     courier = _Courier()
     courier.asked_ago = 1.0

@@ -1,4 +1,4 @@
-"""`Outbound.proven` spares two searches (bare line ends, octets above 127): nobody but the composer may say it."""
+"""`Outbound.proven` spares searches (bare line ends, octets above 127, dots): nobody but the composer may say it."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.smtp.reply import KNOWN, MAX_BYTES, MAX_LINES, Malformed, Reply, ReplyParser, printable
+from engine.smtp.parser import KNOWN, MAX_BYTES, MAX_LINES, ReplyParser
+from engine.smtp.reply import Malformed, Reply, printable
 
 
 def parse(data: bytes) -> list[Reply | Malformed]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from engine.delivery.campaigns import Loaded
 from engine.delivery.hand import Hand
 from engine.delivery.settling import Settling
@@ -50,6 +52,7 @@ async def _settled(folder: Path, tell: Callable[[Settling, Hand], None]) -> tupl
     return lanes.asked, list(log.records)
 
 
+@pytest.mark.doubles
 async def test_the_journal_and_the_store_are_told_the_ledgers_own_batches(tmp_path: Path) -> None:
     events = [
         Event(int(Kind.DELIVERED), -5, 3, 1_700_000_000_000_000, 2**62, b"t" * 12, 0, 250, "2.0.0", 3),
@@ -70,6 +73,7 @@ async def test_the_journal_and_the_store_are_told_the_ledgers_own_batches(tmp_pa
     ]
 
 
+@pytest.mark.doubles
 async def test_whose_copy_may_be_out_has_no_outcome_in_the_journal(tmp_path: Path) -> None:
     event = Event(int(Kind.DEFERRED), -5, 3, 1_700_000_000_000_000)
 

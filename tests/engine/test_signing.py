@@ -169,6 +169,7 @@ def letters(job: Job, keyring: Keyring, names: Sequence[str]) -> list[tuple[Perm
     return made
 
 
+@pytest.mark.doubles
 def test_jobs_of_one_domain_are_signed_together_and_come_back_in_order(keyring: Keyring) -> None:
     """Four jobs, two of them with other keys, in turn: two calls of four digests each, and every message where its
     letter stood, the same as if its job had been alone."""
@@ -188,6 +189,7 @@ def test_jobs_of_one_domain_are_signed_together_and_come_back_in_order(keyring: 
     assert len({sender for _, sender, _, _ in composed}) == 8
 
 
+@pytest.mark.doubles
 def test_who_cannot_be_written_to_does_not_stop_the_others(keyring: Keyring, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, campaigns.__name__)
     counter = Counter()

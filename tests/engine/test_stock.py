@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +35,7 @@ def is_urgent(one: Hand) -> bool:
     return one.header.priority
 
 
+@pytest.mark.doubles
 def test_transactional_mail_goes_first_and_every_fourth_is_a_campaigns() -> None:
     stock = Stock()
     stock.add(hand("letter"), range(20))
@@ -44,6 +46,7 @@ def test_transactional_mail_goes_first_and_every_fourth_is_a_campaigns() -> None
     assert "".join(order) == "tttctttc" + "c" * 18
 
 
+@pytest.mark.doubles
 def test_what_comes_later_still_goes_first() -> None:
     stock = Stock()
     stock.add(hand("letter"), range(20))
@@ -55,6 +58,7 @@ def test_what_comes_later_still_goes_first() -> None:
     assert stock.pop()[1] == 5
 
 
+@pytest.mark.doubles
 def test_what_was_put_back_is_next_among_its_kind() -> None:
     stock, letter, invoice = Stock(), hand("letter"), hand("invoice", priority=True)
     stock.add(letter, range(5))
@@ -65,6 +69,7 @@ def test_what_was_put_back_is_next_among_its_kind() -> None:
     assert [stock.pop()[1] for _ in range(4)] == [8, 0, 1, 9]
 
 
+@pytest.mark.doubles
 def test_a_hand_leaves_whole() -> None:
     stock, one, other = Stock(), hand("one"), hand("other", priority=True)
     stock.add(one, [1, 2])
@@ -88,6 +93,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.doubles
 @given(steps)
 def test_nobody_is_lost_doubled_or_starved(taken: list[tuple[str, int, int]]) -> None:
     """Law: whoever was added leaves once, in order among its kind; while both kinds wait, of any FAIR in a row one at

@@ -1,7 +1,7 @@
 """Law where composer and conversation meet: a search of what is composed would find nothing.
 
-``proven`` messages are not searched for bare line ends and octets above 127; `engine.message` promises that there are
-none, and no line that begins with a dot (`stuffed` looks all the same). Neither knows the other, so the promise is
+``proven`` messages are not searched for bare line ends, octets above 127 and lines that begin with a dot;
+`engine.message` promises that there are none. Neither knows the other, so the promise is
 asked for here, with what a stranger can put into a message: a field in the subject, at the beginning of a
 line of text, in HTML between tags, in an attribute.
 """
