@@ -16,10 +16,13 @@ RUNTIME := deploy/requirements.txt
 DEV := deploy/requirements-dev.txt
 FAST := deploy/requirements-fast.txt
 POSTGRES := deploy/requirements-postgres.txt
+COMPILE := deploy/requirements-compile.txt
 LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
 	--no-emit-index-url --no-header --no-annotate
 # One test process per core of the smallest machine we build on; 0 runs them in one, for a debugger.
 TEST_WORKERS ?= 2
+# A test process that ends by a signal ends the run: started anew, xdist may wait for its tests for ever.
+TWO := -n $(TEST_WORKERS) --dist loadfile --max-worker-restart=0
 # make chaos: 300 kills for a release (0 failures in n kills: under 3/n, 95 %).
 KILLS ?= 20
 SEED ?= 1
@@ -66,7 +69,7 @@ demo: $(VENV)/.runtime ## A real campaign through every floor in under three min
 	@$(BIN)/sales-push demo $(DEMO)
 
 test: $(VENV)/.dev ## All tests that need nothing but the wheels
-	$(BIN)/python -m pytest -m "not debian and not fast" -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not debian and not fast" $(TWO)
 
 debian: $(VENV)/.dev ## The tests that use Debian packages (.ci/run installs them); they fail when a tool is missing
 	$(BIN)/python -m pytest -m debian
@@ -76,8 +79,8 @@ fast: $(VENV)/.fast ## Install the [fast] extra and run its tests: a processor w
 
 compiled: $(VENV)/.dev ## Compile the hot rooms and run their tests on what came out: needs gcc and python3-dev
 	$(BIN)/sales-push compile
-	SALESPUSH_COMPILED=1 $(BIN)/python -m pytest -m "not debian and not fast and not doubles" -n $(TEST_WORKERS) \
-		--dist loadfile $(COMPILED_TESTS)
+	SALESPUSH_COMPILED=1 $(BIN)/python -m pytest -m "not debian and not fast and not doubles" $(TWO) \
+		$(COMPILED_TESTS)
 
 # Where the processor can, [fast] is part of what a change must pass.
 CHECK_FAST := $(if $(shell grep -om1 avx512ifma /proc/cpuinfo 2>/dev/null),fast)
@@ -134,13 +137,14 @@ docs: $(VENV)/.dev ## docs/configuration.md, retention.md and inventory.md from 
 	for page in retention inventory; do $(BIN)/sales-push policy $$page --markdown --shipped > docs/$$page.md.new \
 		&& mv docs/$$page.md.new docs/$$page.md || exit 1; done
 
-lock: $(VENV)/.dev ## Resolve the dependencies again (needs the network); commit the five files
+lock: $(VENV)/.dev ## Resolve the dependencies again (needs the network); commit the six files
 	$(PIP) uv
 	$(LOCK) deploy/requirements-build.in -o $(BUILD)
 	$(LOCK) pyproject.toml -o $(RUNTIME)
 	$(LOCK) pyproject.toml --extra dev -c $(RUNTIME) -o $(DEV)
 	$(LOCK) pyproject.toml --extra fast -c $(RUNTIME) -o $(FAST)
 	$(LOCK) pyproject.toml --extra postgres -c $(RUNTIME) -o $(POSTGRES)
+	$(LOCK) deploy/requirements-compile.in -c $(DEV) -c $(BUILD) -o $(COMPILE)
 
 clean: ## Remove the environment and everything made here
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache build dist demo-data

@@ -17,6 +17,8 @@ Promises: nothing is composed or written without a Permit, and mypy proves it (s
 point, every recipient ends in exactly one terminal state (/design: promises T0 to T12); no address in clear outside the
 intake stream and the wire.
 
+`compiled` decides whether the rooms on that way are imported as text or as what `sales-push compile` made of them.
+
 Ways in: `cli` (the console script), `client` (what producers import, the lowest room beside `settings`), `supervisor`
 (`sales-push up`), `ops` (metrics and health), `rehearsal` (demo and bench: shipped, never used by delivery).
 The rooms and who may import whom: pyproject.toml, [tool.importlinter].

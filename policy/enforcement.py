@@ -30,7 +30,7 @@ from policy import halts, keyspace, negative, remembering, suppression
 from policy.crashpoints import reach
 from policy.schema import cursor, job
 from policy.store import Store
-from policy.tombstones import Tombstones
+from policy.tombstones import Line, Tombstones
 from policy.valkey import Client
 
 log = structlog.get_logger()
@@ -48,9 +48,10 @@ class RedisBehind(Exception):
 class Effects:
     """What a change wants told to Redis: suppression tags to recompute, negative entries (subject, cause, seq),
     words of the halt sets by (text, partitions) and whether they stand, jobs by number: (state, whether it waits for
-    its last chunk)."""
+    its last chunk); lifted: tags of which a reason was taken back."""
 
     tags: set[tuple[bytes, int]] = field(default_factory=set)
+    lifted: set[bytes] = field(default_factory=set)
     negative: list[tuple[int, str, int]] = field(default_factory=list)
     words: dict[tuple[str, Sequence[int]], bool] = field(default_factory=dict)
     jobs: dict[int, tuple[str, bool]] = field(default_factory=dict)
@@ -72,7 +73,9 @@ class Enforcement:
         self._waiting: deque[tuple[Change, asyncio.Future[Any]]] = deque()
         self._turn: asyncio.Task[None] | None = None
         self._gate = asyncio.Lock()  # one round, or one rebuild, at a time: the order of pushes is the order of commits
-        self.tombstones: Tombstones | None = None  # told of what must outlive a backup, before the commit
+        # Told of what must outlive a backup: before the commit, and of what is taken back after it. A line without its
+        # commit must never make a restored system write to somebody.
+        self.tombstones: Tombstones | None = None
         self.behind = False
         self.pushed = 0  # the commit number that Redis took last
         self.enforced = 0
@@ -104,13 +107,14 @@ class Enforcement:
         changes = [change for change, _ in some]
         reach("before-suppress")
         try:
-            results, fields, effects, commit = await self._store.write(lambda conn: self._commit(conn, changes))
+            results, fields, effects, commit, lifted = await self._store.write(lambda conn: self._commit(conn, changes))
         except Exception as error:
             for _, answer in some:
                 if not answer.done():
                     answer.set_exception(error)
             return
         reach("after-suppress")
+        await self._remember(lifted)
         behind: Exception | None = None
         try:
             reach("before-enforce")
@@ -137,7 +141,7 @@ class Enforcement:
 
     def _commit(
         self, conn: Connection, changes: list[Change]
-    ) -> tuple[list[Any], list[suppression.Field], Effects, int]:
+    ) -> tuple[list[Any], list[suppression.Field], Effects, int, list[Line]]:
         total = Effects()
         results: list[Any] = []
         for change in changes:
@@ -151,14 +155,27 @@ class Enforcement:
                 results.append(error)
                 continue
             total.tags |= effects.tags
+            total.lifted |= effects.lifted
             total.negative += effects.negative
             total.words |= effects.words
             total.jobs |= effects.jobs
+        lifted: list[Line] = []
         if self.tombstones is not None:
-            self.tombstones.append(remembering.lines_of(conn, total, self._clock()))
+            told, lifted = remembering.lines_of(conn, total, self._clock())
+            self.tombstones.append(told)
         commit = commit_number(conn) + 1
         _set_commit_number(conn, commit)
-        return results, suppression.fields(conn, total.tags, self._clock()), total, commit
+        return results, suppression.fields(conn, total.tags, self._clock()), total, commit, lifted
+
+    async def _remember(self, lifted: list[Line]) -> None:
+        """Lines of what was taken back, in the store's thread like all others. Without them a restored system keeps
+        what stood before: strict, so no reason to fail what is committed."""
+        if lifted and self.tombstones is not None:
+            tombstones = self.tombstones
+            try:
+                await self._store.write(lambda conn: tombstones.append(lifted))
+            except Exception as error:
+                log.error("the tombstones were not told of what was taken back", error=type(error).__name__)
 
     async def _tell(self, fields: list[suppression.Field], effects: Effects) -> None:
         await suppression.push(self._redis, fields)

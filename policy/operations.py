@@ -227,6 +227,7 @@ class Operations:
             removed = suppression.remove(conn, tag, suppression.Scope(scope), scope_id)
             effects.tags.add((tag, partition))
             if removed:
+                effects.lifted.add(tag)
                 ref = f"suppression/{suppression.Scope(scope).name.lower()}/{scope_id}"
                 audit.append(conn, self._clock(), "operator", "unsuppress", ref, "operation", "done")
             return removed

@@ -6,7 +6,7 @@ Laws:
 - carried out in order from the backup's instant on, they bring suppressions and negative list to where they were, and
   every erasure begins again (`policy.erasing` goes on with it).
 
-    lines_of     in the transaction, before its commit: `policy.enforcement` hands over what it is about to tell Redis
+    lines_of     in the transaction: `policy.enforcement` hands over what it is about to tell Redis
     carry_out    one line, in a transaction through Enforcement, so that gate and trackers hear of it
 
 A withdrawal is known here by what it does: the negative list (tracking) and the opt-out (mail). Brought back, it counts
@@ -32,13 +32,18 @@ if TYPE_CHECKING:
 SOURCE = "replay"
 
 
-def lines_of(conn: Connection, effects: Effects, now: int) -> list[Line]:
-    """What must outlive a backup of a transaction with these effects."""
-    tags = sorted(effects.tags)
-    lines = standing_lines(((tag, partition, suppression.check(conn, tag)) for tag, partition in tags), now)
+def lines_of(conn: Connection, effects: Effects, now: int) -> tuple[list[Line], list[Line]]:
+    """What must outlive a backup of a transaction with these effects: what is told before its commit, and what only
+    after it, because it takes something back."""
+    told: list[Line] = []
+    lifted: list[Line] = []
+    for tag, partition in sorted(effects.tags):
+        lines = lifted if tag in effects.lifted else told
+        lines += standing_lines([(tag, partition, suppression.check(conn, tag))], now)
     for subject, cause, seq in effects.negative:
+        lines = lifted if cause == negative.LIFTED else told
         lines.append(Line("negative", now, {"subject": subject, "cause": cause, "seq": seq}))
-    return lines
+    return told, lifted
 
 
 def carry_out(conn: Connection, effects: Effects, line: Line, now: int) -> None:

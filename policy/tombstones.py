@@ -5,8 +5,9 @@ again; so each of these acts leaves a line here, and a restored system catches u
 (`replay`) before it serves (requirements 4.4, P-11, P-17).
 
 Laws:
-- a line is on the disk (fsync) before the act it tells of is committed, and so before anybody is told "done". A line
-  without its act is possible (the commit failed) and harmless: its act is carried out by a replay, or asked for again;
+- a line is on the disk (fsync) before anybody is told "done", and before the act it tells of is committed, unless it
+  takes something back: then after that. A line without its act (the commit failed) and an act taken back without its
+  line (a crash) are possible and harmless: a replay errs on the strict side;
 - no line holds an address: keyed tags, partitions, numbers of accounts and subjects, slugs, instants;
 - each line carries the hash of the one before and its own; ``<file>.head`` says how many there are. A changed line, a
   line taken out and a cut tail are reported with their line numbers, and a changed line is not carried out.

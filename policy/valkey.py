@@ -292,6 +292,8 @@ class EmbeddedServer:
             umask=0o077,
         )
         self._pid, self.adopted = self._child.pid, False
+        with contextlib.suppress(AttributeError, OSError):  # as policy.writer.serve: no worker is thrown off its core
+            os.sched_setscheduler(self._pid, os.SCHED_BATCH, os.sched_param(0))
 
     def _configuration(self) -> str:
         quoted = {name: f'"{path}"' for name, path in (("dir", self.folder), ("socket", self.socket))}

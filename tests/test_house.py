@@ -27,6 +27,7 @@ LOCKS = (
     "requirements-build.txt",
     "requirements-fast.txt",
     "requirements-postgres.txt",
+    "requirements-compile.txt",
 )
 
 

@@ -83,6 +83,8 @@ def lift(conn: Connection, effects: Effects, asked: Asked, now: int) -> bool:
     scope, scope_id = _scope(asked.account)
     removed = suppression.remove(conn, asked.tag, scope, scope_id, "restriction")
     effects.tags.add((asked.tag, asked.partition))
+    if removed:
+        effects.lifted.add(asked.tag)
     still = {(one.scope, one.scope_id) for one in suppression.check(conn, asked.tag) if one.reason == "restriction"}
     for number, account in subjects_of(conn, asked.tag, asked.account):
         before, restricted = _since_lifted(conn, number)

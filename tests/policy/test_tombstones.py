@@ -170,7 +170,8 @@ def enter(conn: Connection, ledger: Tombstones, act: Act, now: int) -> None:
     else:
         suppression.remove(conn, tag, scope, scope_id, reason)
     effects.tags.add((tag, 3))
-    ledger.append(remembering.lines_of(conn, effects, now))
+    for lines in remembering.lines_of(conn, effects, now):
+        ledger.append(lines)
 
 
 def standing(conn: Connection) -> set[tuple[bytes, int, int, str, int, int | None]]:
@@ -213,7 +214,7 @@ def test_a_withdrawal_is_brought_back(conn: Connection, keyring: Keyring, file: 
     agreed = consent.Evidence(subject, "open_tracking", "express", "v1", "form", 5)
     consent.record(conn, [agreed], 10)
     effects = Effects(negative=[(subject, "withdrawn", 1), (77, "restricted", 2)])
-    Tombstones(file).append(remembering.lines_of(conn, effects, 20))
+    Tombstones(file).append(remembering.lines_of(conn, effects, 20)[0])
     told = Effects()
     for line in Tombstones(file).replay().lines * 2:
         remembering.carry_out(conn, told, line, 30)
