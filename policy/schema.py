@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -639,7 +640,8 @@ def open_store(url: str, *, writer: bool) -> Engine:
     else:
         path = Path(str(parsed.database)).absolute()
         if writer:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # -wal and -shm inherit the mode
+            with suppress(FileExistsError):  # O_EXCL: closing a file that is open in SQLite here lets go of its locks
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))  # -wal and -shm inherit the mode
         # RFC 3986 escapes, because "?" and "#" mean something in SQLite's URI file names
         query = {"mode": "rw" if writer else "ro", "uri": "true"}
         engine = create_engine(

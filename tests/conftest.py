@@ -9,6 +9,9 @@ import pytest
 # The text is what is tested, also where a build of it lies in the environment; `make compiled` asks for the build.
 os.environ.setdefault("SALESPUSH_COMPILED", "0")
 import engine  # noqa: F401  (before any room of another floor: engine.compiled decides where they come from)
+from tests.world.octets import guard
+
+guard()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

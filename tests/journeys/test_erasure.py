@@ -39,6 +39,7 @@ from tests.journeys.test_nothing_in_clear import forms
 from tests.journeys.test_policy_cli import config
 from tests.journeys.test_writer import ADA, accept, delivered, done, mref, tag, tell
 from tests.world.mail import ROOT, job, mail_world, rows
+from tests.world.octets import octets
 from tests.world.servers import PolicyWorld, policy_world, settings_for, world
 from tracker.app import build as build_tracker
 from tracker.links import Links
@@ -121,7 +122,7 @@ def everything_written(folder: Path) -> Iterator[tuple[str, bytes]]:
     """Each file of the installation but keys and sockets."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and "keys" not in path.parts and "kept" not in path.parts:
-            yield path.name, path.read_bytes()
+            yield path.name, octets(path)
 
 
 def where(folder: Path, *needles: bytes) -> list[str]:

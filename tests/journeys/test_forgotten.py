@@ -14,7 +14,6 @@ import asyncio
 import base64
 import json
 import os
-import shutil
 import signal
 import sys
 from collections import Counter
@@ -66,6 +65,7 @@ from tests.world.laid import (
     who,
 )
 from tests.world.mail import ROOT, job
+from tests.world.octets import octets
 from tests.world.servers import policy_world, settings_for
 from tests.world.traces import Traces, forms
 
@@ -346,7 +346,7 @@ async def test_a_copy_of_twenty_days_opens_nobody(tmp_path: Path) -> None:
         lambda conn: vault.resolve(conn, house.keyring, 1, rows, WEEK, house.now)
     )
     assert erasing.cut_log(engine), "all of it is in the one file"
-    shutil.copyfile(tmp_path / "policy.db", tmp_path / "old.db")
+    (tmp_path / "old.db").write_bytes(octets(tmp_path / "policy.db"))
     old = open_store(f"sqlite:///{tmp_path / 'old.db'}", writer=False)
     with old.connect() as conn:
         assert [vault.get(conn, house.keyring, number).address for number in (gone, stays)] == [GONE, STAYS]  # type: ignore[union-attr]

@@ -26,6 +26,7 @@ from engine.client import META_FIELD
 from policy import keyspace
 from policy.valkey import call
 from tests.world.mail import MailWorld, job, mail_world
+from tests.world.octets import octets
 
 EACH = 40  # recipients of each job at each of its two domains
 
@@ -171,7 +172,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, bytes]]:
     """Everything the installation wrote; not what the recipients' server kept."""
     for path in folder.rglob("*"):
         if path.is_file() and "kept" not in path.parts:
-            yield path, path.read_bytes()
+            yield path, octets(path)
 
 
 def _deferred(mail: MailWorld, job_id: str, wanted: int) -> bool:

@@ -22,6 +22,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from policy import schema
 from tests.policy.stores import only_sqlite, policy_store, url_of
+from tests.world.octets import octets
 
 ACCOUNT = {
     "name": "acme", "display_name": "", "postal_address": "", "website": "", "privacy_url": "", "state": "active",
@@ -190,6 +191,31 @@ def test_the_database_is_private(store: Engine, tmp_path: Path) -> None:
         names = [path for path in tmp_path.iterdir() if path.name.startswith("policy.db")]
         assert {stat.S_IMODE(path.stat().st_mode) for path in names} == {0o600}
     assert len(names) == 3
+
+
+def test_opening_it_again_keeps_the_locks_of_who_has_it_open(tmp_path: Path) -> None:
+    """Else the next process cuts its -shm short: SIGBUS at the next commit."""
+    probe = (
+        "import fcntl, sys; file = open(sys.argv[1], 'r+b')\n"
+        "try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, int(sys.argv[3]), int(sys.argv[2]))\n"
+        "except OSError: sys.exit(7)"
+    )
+
+    def held() -> list[int]:
+        """The database's SHARED lock and the -shm's dead man's switch, where SQLite has them."""
+        return [
+            subprocess.run([sys.executable, "-c", probe, tmp_path / name, str(first), str(size)]).returncode
+            for name, first, size in (("policy.db", 0x40000002, 510), ("policy.db-shm", 128, 1))
+        ]
+
+    with policy_store(tmp_path) as engine, engine.connect():
+        assert held() == [7, 7]
+        schema.open_store(url_of(tmp_path), writer=True).dispose()
+        assert held() == [7, 7]
+        with pytest.raises(RuntimeError, match="would lose its locks"):
+            (tmp_path / "policy.db").read_bytes()
+        assert octets(tmp_path / "policy.db").startswith(b"SQLite format 3")
+        assert held() == [7, 7]
 
 
 def test_a_file_name_may_hold_what_means_something_in_a_url(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from tests.tracker.twins import (
     open_house,
     path_of,
 )
+from tests.world.octets import octets
 from tracker.answers import GIF
 from tracker.recorder import Replays
 
@@ -83,7 +84,7 @@ async def test_p09_nothing_raw_is_in_database_redis_files_or_logs(
     assert len(await street.rows(schema.hit)) == before + 2
     folder, redis = street.world.settings.data_dir, street.world.redis
     places = {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): octets(path)
         for path in folder.rglob("*")
         if path.is_file() and "keys" not in path.parts
     }

@@ -29,6 +29,7 @@ from tests.engine.test_conclusions import _lease
 from tests.policy.people import row_of
 from tests.policy.sweepers import D, Sweeper, sweeper
 from tests.promises.marks import promise
+from tests.world.octets import octets
 
 REPLY = "550 5.1.1 <ada@one.example> unknown"
 
@@ -58,7 +59,7 @@ async def _a_message(place: Sweeper, *, done: int = D) -> bytes:
 
 
 def _files_with(folder: Path, needle: bytes) -> list[str]:
-    return sorted(path.name for path in folder.glob("policy.db*") if needle in path.read_bytes())
+    return sorted(path.name for path in folder.glob("policy.db*") if needle in octets(path))
 
 
 @promise("P-10", off={"policy.retention.last_gone": _never})

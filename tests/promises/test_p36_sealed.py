@@ -18,6 +18,7 @@ from policy.valkey import call
 from tests.journeys.test_nothing_in_clear import forms
 from tests.promises.floor import EVE, NOW, Floor, floor
 from tests.promises.marks import promise
+from tests.world.octets import octets
 
 __all__ = ["floor"]
 
@@ -40,7 +41,7 @@ class Clear:
 
 def _dump(folder: Path) -> bytes:
     """The database as whoever steals it has it: file and log."""
-    return b"".join(path.read_bytes() for path in sorted(folder.glob("policy.db*")))
+    return b"".join(octets(path) for path in sorted(folder.glob("policy.db*")))
 
 
 def _found(data: bytes) -> list[bytes]:

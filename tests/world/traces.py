@@ -28,6 +28,7 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 from policy.valkey import Client, call
+from tests.world.octets import octets
 
 _SHORTEST = 6  # octets: what is shorter stands somewhere by chance
 _NOT_OURS = frozenset({"kept"})  # what the rehearsal's server took: the mailbox of the person, not this installation
@@ -100,7 +101,7 @@ class Traces:
             name = path.relative_to(folder)
             if _NOT_OURS.intersection(name.parts):
                 continue
-            data = path.read_bytes() if path.is_file() else b""
+            data = octets(path) if path.is_file() else b""
             if told := self.within(str(name).encode() + b"\0" + data):
                 found[str(name)] = told
         return found
