@@ -128,9 +128,13 @@ def install() -> bool:
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "0":
         return False
-    if builds().is_dir() and is_built(folder()) and not any(room in sys.modules for room in ROOMS):
+    found = builds().is_dir() and is_built(folder())
+    early = [room for room in ROOMS if room in sys.modules]
+    if found and not early:
         sys.meta_path.insert(0, _Finder(folder()))
         return True
+    if wanted == "1" and found:
+        raise CompileError(f"{VARIABLE}=1, and {early[0]} was imported before the package `engine`")
     if wanted == "1":
         raise CompileError(f"{VARIABLE}=1, and there is no build of these sources: sales-push compile")
     return False

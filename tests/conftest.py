@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-# The text is what is tested, also where a build of it lies in the environment; `make compiled` asks for the build.
-os.environ.setdefault("SALESPUSH_COMPILED", "0")
-import engine  # noqa: F401  (before any room of another floor: engine.compiled decides where they come from)
 from tests.world.octets import guard
 
 guard()

@@ -72,6 +72,9 @@ def test_a_room_that_is_imported_already_leaves_all_of_it_text(copy: Path, monke
     lay_a_build()
     monkeypatch.setitem(sys.modules, "tracker.links", sys)
     assert not compiled.install()
+    monkeypatch.setenv(compiled.VARIABLE, "1")
+    with pytest.raises(compiled.CompileError, match=r"tracker\.links was imported before"):
+        compiled.install()
 
 
 def test_the_variable_decides(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
