@@ -53,6 +53,8 @@ ROOMS: Final = (
     "engine.queue.journal",
     "engine.queue.lanes",
     "engine.queue.pace",
+    "engine.rehearsal.session",
+    "engine.rehearsal.window",
     "engine.smtp.dialogue",
     "engine.smtp.lines",
     "engine.smtp.opening",

@@ -3,8 +3,9 @@
 Law: it holds one segment of one session, from `get_buffer` to the end of `buffer_updated`, both called without a
 pause by the loop; nothing refers to it afterwards. In front of it is room for what the last cut left over.
 
-The end of a body is found by the C library's memmem: 6 us for 34 kB of quoted-printable, where bytes.find needs 17 us
-(CPython 3.11, pattern of five octets); without memmem, and for input that lies elsewhere, bytes.find does it.
+The end of a body is found by the C library's strstr: 1.5 us for 35 kB, where memmem needs 6 and bytes.find 4 to 17
+(CPython 3.11, pattern of five octets). What it finds before a NUL is the first; if it stopped at one, without strstr,
+and for input that lies elsewhere, bytes.find does it.
 """
 
 from __future__ import annotations
@@ -19,28 +20,32 @@ _END: Final = b"\r\n.\r\n"
 
 
 class Window:
-    """octets: HEADROOM, then what was read; view: the part that is read into."""
+    """octets: HEADROOM, then what was read, then one for a NUL; view: the part that is read into."""
 
     def __init__(self) -> None:
-        self.octets = bytearray(HEADROOM + WINDOW_BYTES)
-        self.view = memoryview(self.octets)[HEADROOM:]
+        self.octets = bytearray(HEADROOM + WINDOW_BYTES + 1)
+        self.view = memoryview(self.octets)[HEADROOM:-1]
         self._first = ctypes.c_char.from_buffer(self.octets)  # holds the buffer where it is
         self._base = ctypes.addressof(self._first)
-        self._memmem = _memmem()
+        self._strstr = _strstr()
 
     def end_of_data(self, data: bytes | bytearray, at: int, stop: int) -> int:
-        """Where CRLF "." CRLF begins in data[at:stop], -1 when it is not there."""
-        if data is not self.octets or self._memmem is None:
+        """Where CRLF "." CRLF begins in data[at:stop], -1 when it is not there. What was read ends at stop."""
+        octets = self.octets
+        if data is not octets or self._strstr is None:
             return data.find(_END, at, stop)
-        found = self._memmem(self._base + at, stop - at, _END, len(_END))
-        return found - self._base if found else -1
+        octets[stop] = 0  # nobody's: behind what was read
+        found = self._strstr(self._base + at, _END)
+        if found:
+            return found - self._base
+        return -1 if octets.find(0, at, stop) < 0 else octets.find(_END, at, stop)
 
 
-def _memmem() -> Callable[[int, int, bytes, int], int | None] | None:
+def _strstr() -> Callable[[int, bytes], int | None] | None:
     try:
-        found = ctypes.PyDLL(None).memmem  # PyDLL: a call this short does not let go of the interpreter's lock
+        found = ctypes.PyDLL(None).strstr  # PyDLL: a call this short does not let go of the interpreter's lock
     except (AttributeError, OSError):
         return None
     found.restype = ctypes.c_void_p
-    found.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]
-    return cast("Callable[[int, int, bytes, int], int | None]", found)
+    found.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    return cast("Callable[[int, bytes], int | None]", found)

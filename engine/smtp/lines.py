@@ -2,11 +2,18 @@
 
 Law: whatever the arguments, what `commands` and `flight` return is command lines of printable characters, each at most
 512 octets with its CRLF and nothing else between (S-07); `stuffed` never leaves a line that begins with one dot. Of a
-``proven`` body only this is asked, that nothing in it ends the data before its end (4 us of 34 kB, not 7): that no line
-begins with a dot is the composer's law, and tests/laws/test_wire_laws.py asks it of both together.
+``proven`` body only this is asked, that nothing in it ends the data before its end, without a copy: that no line begins
+with a dot is the composer's law, and tests/laws/test_wire_laws.py asks it of both together.
+
+Bodies are searched by the C library's strstr, which compares 16 octets at a time: 1.5 us for 35 kB and 0.5 to rule
+out a NUL, where it would stop; `in` needs 4.4 (CPython 3.11). Without strstr `in` does it.
 """
 
 from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Final, cast
 
 from engine.smtp.reply import Reply
 from engine.smtp.words import Outbound, Trouble
@@ -67,14 +74,33 @@ def misfit(message: Outbound, extensions: dict[str, str], max_size: int) -> Trou
 
 def stuffed(data: bytes) -> bytes:
     """RFC 5321 4.5.2. Most bodies have no line that begins with a dot: then it is one search and no copy."""
-    if b"\r\n." in data:  # three octets: `find` takes 7 us for 33 kB, a regular expression 11
+    if _holds(data, b"\r\n."):
         data = data.replace(b"\r\n.", b"\r\n..")
     return b"." + data if data.startswith(b".") else data
 
 
 def ends_early(data: bytes) -> bool:
     """Whether a peer would take a line of it for the end of the data (RFC 5321 4.1.1.4)."""
-    return b"\r\n.\r\n" in data or data.startswith(b".\r\n")
+    return _holds(data, b"\r\n.\r\n") or data.startswith(b".\r\n")
+
+
+def _holds(data: bytes, part: bytes) -> bool:
+    if _STRSTR is None or b"\0" in data:
+        return part in data
+    return _STRSTR(data, part) is not None
+
+
+def _strstr() -> Callable[[bytes, bytes], int | None] | None:
+    try:
+        found = ctypes.PyDLL(None).strstr  # PyDLL: a call this short does not let go of the interpreter's lock
+    except (AttributeError, OSError):
+        return None
+    found.restype = ctypes.c_void_p
+    found.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+    return cast("Callable[[bytes, bytes], int | None]", found)
+
+
+_STRSTR: Final = _strstr()
 
 
 def extensions_of(reply: Reply) -> dict[str, str]:

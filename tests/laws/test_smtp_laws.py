@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.smtp import lines
 from engine.smtp.dialogue import Dialogue
 from engine.smtp.lines import LocalError, commands, ends_early, flight, mail, rcpt, stuffed
 from engine.smtp.words import (
@@ -262,6 +263,17 @@ def test_an_address_is_as_long_as_the_rfc_allows(long: int, far: int) -> None:
         return
     with pytest.raises(AddressRefused):
         Outbound(None, address, "x@them", b"\r\n")
+
+
+@LAW
+@given(st.lists(st.sampled_from([b"\r\n", b".", b"a", b"\0", b"\r\n.\r\n", b"a" * 40])).map(b"".join), st.booleans())
+def test_a_body_is_searched_to_its_end_with_and_without_the_c_library(data: bytes, with_it: bool) -> None:
+    """A NUL ends a text of C, and no body."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not with_it:
+            patch.setattr(lines, "_STRSTR", None)
+        assert ends_early(data) is (b"\r\n.\r\n" in b"\r\n" + data)
+        assert stuffed(data) == (b"\r\n" + data).replace(b"\r\n.", b"\r\n..")[2:]
 
 
 @LAW
