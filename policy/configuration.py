@@ -26,6 +26,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -323,6 +324,8 @@ def _toml(value: Any) -> str:
         )
     if isinstance(value, list | tuple | set | frozenset):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, date):
+        return value.isoformat()
     if isinstance(value, BaseModel):
         return _toml(value.model_dump(exclude_none=True))
     # TOML basic strings and JSON strings agree on escapes, but TOML has no DEL in clear

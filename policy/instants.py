@@ -9,8 +9,9 @@ so that it sorts like the number.
 
 from __future__ import annotations
 
+import calendar
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US
@@ -64,3 +65,9 @@ def parse_rfc3339(text: str) -> int:
     if not _FIRST_US <= at_us <= _LAST_US:  # 0001-01-01T00:00:00+01:00
         raise ValueError("a date-time outside the years 1 to 9999")
     return at_us
+
+
+def add_months(day: date, months: int) -> date:
+    """The same number in a later month, or that month's last day (Regulation 1182/71, 3(2)(c))."""
+    year, month = divmod(day.year * 12 + day.month - 1 + months, 12)
+    return date(year, month + 1, min(day.day, calendar.monthrange(year, month + 1)[1]))

@@ -9,6 +9,7 @@ Known limits: the file of a password is read at each use, so a rotated one is us
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
@@ -88,6 +89,11 @@ class PolicySettings(BaseSettings):
     )
 
     officer: Officer = Field(description="The privacy officer: mandatory, the service does not start without (P-04).")
+    reviewed: date | None = Field(
+        default=None,
+        description="Day of the last review of this configuration with the officer: `sales-push config --check` warns "
+        "after 11 months and fails after 12 (P-39).",
+    )
     data_dir: Path = Field(
         default=Path("sales-push-data"),
         description="Folder of database, journals, embedded server and sockets; made with mode 0700.",

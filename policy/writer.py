@@ -30,6 +30,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +39,19 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from policy import chores, cursors, drains, jobs, partitions, quarantine, statuses, streams, suppression, tombstones
+from policy import (
+    chores,
+    cursors,
+    drains,
+    jobs,
+    partitions,
+    quarantine,
+    review,
+    statuses,
+    streams,
+    suppression,
+    tombstones,
+)
 from policy.backup import BackupOperations
 from policy.bundle.operations import BundleOperations, Bundles
 from policy.checkpoints import AuditKeys, CheckpointOperations, Checkpoints, Elsewhere
@@ -49,7 +62,7 @@ from policy.endings import Endings
 from policy.enforcement import Effects, Enforcement, RedisBehind
 from policy.erasing import Erasing, ErasureOperations
 from policy.holds import HoldOperations
-from policy.instants import DAY_US
+from policy.instants import DAY_US, SECOND_US
 from policy.invalid import Invalid
 from policy.keys import Keyring, KeyringError
 from policy.keysource import source_of
@@ -233,6 +246,16 @@ class Writer:
             asyncio.create_task(self._forever(self._rights), name="rights"),
         ]
         log.info("policy writer ready")
+        self._remind()
+
+    def _remind(self) -> None:
+        """Of the yearly review (P-39): where no day is set, `config --check` says so."""
+        reviewed, today = self._settings.reviewed, datetime.fromtimestamp(self._clock() / SECOND_US, UTC).date()
+        of = review.standing(reviewed, today)
+        if of.is_wrong:
+            log.error("the configuration wants its review", setting=review.SETTING, standing=of.value)
+        elif of is review.Standing.DUE:
+            log.warning("the configuration wants its review soon", setting=review.SETTING, standing=of.value)
 
     async def stop(self) -> None:
         """Once; a repeat does nothing."""

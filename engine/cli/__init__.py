@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -154,10 +155,26 @@ def run_ops(config: ConfigOption = None) -> None:
     raise typer.Exit(run_api(config))
 
 
+def _check_review(config: Path | None) -> None:
+    """Of the policy's table. Raises ConfigError when the last review does not count any more (P-39)."""
+    from policy import review
+    from policy.settings import ConfigError, PolicySettings, Problem, load
+
+    reviewed, today = load(PolicySettings, config).reviewed, datetime.now(UTC).date()
+    if (told := review.words(reviewed, today)) is None:
+        return
+    problem = Problem(review.SETTING, *told)
+    if review.standing(reviewed, today).is_wrong:
+        raise ConfigError([problem])
+    print(f"warning: {problem}", file=sys.stderr)
+
+
 @commands.command()
 def config(
     config: ConfigOption = None,
-    check: Annotated[bool, typer.Option("--check", help="Only say whether it is right; exit code 2 if not.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether it is right and was reviewed; exit code 2 if not.")
+    ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="The reference of all settings (make docs).")] = False,
 ) -> None:
     """Print the effective configuration as commented TOML: meaning, range and origin of every setting."""
@@ -171,6 +188,7 @@ def config(
         return
     load_all(models, config)
     if check:
+        _check_review(config)
         file = config_file(config)
         print(f"{file if file is not None else 'defaults and environment'}: no mistakes")
         return

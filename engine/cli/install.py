@@ -21,6 +21,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -69,7 +70,7 @@ def install(answers: Answers, models: Sequence[type[BaseSettings]]) -> Iterator[
     if answers.config.exists():
         yield f"kept     {answers.config}"
     else:
-        _write(answers.config, first_file(answers, domains), 0o644)
+        _write(answers.config, first_file(answers, domains, datetime.now(UTC).date()), 0o644)
         yield f"wrote    {answers.config}"
     load_all(models, answers.config)
     policy, engine = load(PolicySettings, answers.config), load(EngineSettings, answers.config)
@@ -89,7 +90,7 @@ def install(answers: Answers, models: Sequence[type[BaseSettings]]) -> Iterator[
     yield from _to_publish(policy, engine, domains)
 
 
-def first_file(answers: Answers, domains: Sequence[str]) -> str:
+def first_file(answers: Answers, domains: Sequence[str], reviewed: date) -> str:
     """The first configuration: what differs between installations; the rest has its default (`sales-push config`)."""
     if not (answers.officer_name and answers.officer_address):
         raise InstallError("a privacy officer is needed (P-04): give --officer-name and --officer-address")
@@ -100,6 +101,8 @@ def first_file(answers: Answers, domains: Sequence[str]) -> str:
         "# sales-push, written by `sales-push init`. Every setting there is: sales-push config, docs/configuration.md.",
         "",
         "[policy]",
+        "# The day somebody went through all of this with the officer; `sales-push config --check` asks for it (P-39).",
+        f"reviewed = {reviewed}",
         f"data_dir = {_toml(answers.data_dir)}",
         "# Base of the pages in delivered mail: choose a name you will keep for years.",
         f"public_url = {_toml(public_url)}" if public_url else '# public_url = "https://link.example.com"',

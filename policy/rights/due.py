@@ -20,13 +20,12 @@ jurisdictions with two zones at one installation share the officer's.
 
 from __future__ import annotations
 
-import calendar
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, tzinfo
 from typing import Final
 
-from policy.instants import SECOND_US
+from policy.instants import SECOND_US, add_months
 
 _DAY: Final = timedelta(days=1)
 
@@ -78,12 +77,6 @@ class Calendar:
         while not self.is_working(day):
             day += _DAY
         return day
-
-
-def add_months(day: date, months: int) -> date:
-    """The same number in a later month, or that month's last day (Regulation 1182/71, 3(2)(c))."""
-    year, month = divmod(day.year * 12 + day.month - 1 + months, 12)
-    return date(year, month + 1, min(day.day, calendar.monthrange(year, month + 1)[1]))
 
 
 def add_business(day: date, days: int, working: Calendar) -> date:

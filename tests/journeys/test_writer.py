@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import stat
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from policy import audit, keyspace, suppression
 from policy.address import mref_of, normalise, parse, tag_of
 from policy.chores import IntakeClearing
 from policy.events import Batch, Event, Hit, Kind, Reason, encode_batch, encode_hits
 from policy.gate import Mode
-from policy.instants import DAY_US, week_of
+from policy.instants import DAY_US, add_months, week_of
 from policy.keys import seal, seal_note
 from policy.keyspace import partition_of
 from policy.ledger import Ambiguous
@@ -815,3 +817,25 @@ async def test_statistics_are_fit_for_the_metrics_room(world: PolicyWorld) -> No
     told = plain(world.writer.statistics())
     assert told["transactions"]
     assert (await world.ask.statistics())["calls"]["accept_job"] == 1
+
+
+# --- the yearly review (P-39) ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("months", "told"),
+    [
+        (None, []),  # for `config --check` to say
+        (-2, []),
+        (-12, [("warning", "the configuration wants its review soon")]),
+        (-13, [("error", "the configuration wants its review")]),
+    ],
+)
+async def test_a_start_tells_of_a_review_that_is_over(
+    world: PolicyWorld, months: int | None, told: list[tuple[str, str]]
+) -> None:
+    today = datetime.fromtimestamp(world.clock() / 1e6, UTC).date()
+    world.settings.reviewed = add_months(today, months) if months is not None else None
+    with capture_logs() as logs:
+        await world.restart_writer()
+    assert [(line["log_level"], line["event"]) for line in logs if "review" in line["event"]] == told

@@ -50,7 +50,7 @@ GAPS: Final[dict[str, str]] = {
     ),
     "P-37": "Argon2id and TLS of an administration page come with accounts; no DANE, no MTA-STS",
     "P-38": "roles come with accounts: whoever reaches the writer's socket says which role it is",
-    "P-39": "the configuration has no dated review, so nothing warns or fails after 12 months",
+    "P-39": "that somebody looked is a day in a file: who it was and what was found is not written down here",
     "P-40": (
         "TLS can be required of the installation, not of an account; only the version is recorded; expires, no 5.7.10"
     ),
