@@ -56,6 +56,7 @@ from tests.policy.conftest import WEEK
 from tests.policy.people import row_of
 from tests.policy.stores import only_postgresql, only_sqlite, url_of
 from tests.world.mail import ROOT
+from tests.world.octets import octets
 from tests.world.postgres import debian_programs, embedded_programs
 
 NOW = WEEK * WEEK_US + 3 * DAY_US
@@ -378,7 +379,7 @@ def test_the_old_log_never_meets_the_new_store(store: Engine, keyring: Keyring, 
     seed(store, keyring, "ada@one.example")
     out, _ = backed_up(tmp_path, keyring, secret)
     seed(store, keyring, "bob@one.example")
-    log = (tmp_path / "policy.db-wal").read_bytes()
+    log = octets(tmp_path / "policy.db-wal")
     assert log
     store.dispose()
     (tmp_path / "policy.db-wal").write_bytes(log)  # as a kill -9 of the writer leaves it

@@ -17,6 +17,7 @@ from policy.schema import open_store
 from policy.schema import subject as table
 from tests.policy.people import row_of, rows_of
 from tests.policy.stores import only_sqlite, url_of
+from tests.world.octets import octets
 
 NOW = 1_795_376_640_000_000
 WEEK = 2967
@@ -139,7 +140,7 @@ def test_no_address_lies_in_clear_on_the_disk(store: Engine, keyring: Keyring, t
     with store.connect() as connection:
         found = vault.find(connection, keyring, rows[7][0])
     assert [subject.address for subject in found] == [rows[7][2]]
-    files = [path.read_bytes() for path in tmp_path.iterdir() if path.is_file()]
+    files = [octets(path) for path in tmp_path.iterdir() if path.is_file()]
     assert len(files) == 3
     assert any(rows[7][0] in content for content in files)  # the scan sees what is there
     for content in files:

@@ -26,6 +26,7 @@ from tests.policy.test_rewrapping import PEOPLE, WEEK, House, everybody
 from tests.policy.test_rewrapping import house as vaults
 from tests.promises.floor import BOB, EVE, Floor, floor
 from tests.promises.marks import promise
+from tests.world.octets import octets
 
 __all__ = ["floor", "vaults"]
 
@@ -82,7 +83,7 @@ async def _where(floor: Floor, needle: bytes) -> list[str]:
     """Files of the installation and keys of Redis with these bytes in them; keys and letters apart (a letter that
     waits is to the person, and goes when it is sent)."""
     files = [path for path in sorted(floor.house.folder.rglob("*")) if path.is_file()]
-    found = [path.name for path in files if not {"keys", "outbox"} & set(path.parts) and needle in path.read_bytes()]
+    found = [path.name for path in files if not {"keys", "outbox"} & set(path.parts) and needle in octets(path)]
     redis = floor.house.redis
     keys = [key async for key in redis.scan_iter()]
     return found + [repr(key) for key in keys if needle in key or needle in (await redis.dump(key) or b"")]
