@@ -215,7 +215,7 @@ async def _scan(
     finally:
         await store.aclose()
     needles = sample(mails, outcome.visits, census)
-    outcome.scan = await asyncio.to_thread(proof.scan, (stage.data, stage.logs), needles)
+    outcome.scan = await asyncio.to_thread(proof.scan_aside, (stage.data, stage.logs), needles)
     screen.act(
         f"{len(needles)} addresses looked for in {outcome.scan.files} files ({outcome.scan.size / 1e6:.0f} MB) of the "
         f"data folder: in clear in {len(outcome.scan.hits)}"

@@ -108,6 +108,7 @@ async def test_the_demo_in_small(folder: Path) -> None:
     people = sorted({read_mail(path.read_bytes()).recipient for path in kept.glob("*.eml")})[:3]
     assert len(people) == 3
     assert len(proof.scan([kept], people).hits) >= 3, "the scan would not find them"
+    assert proof.scan_aside([kept], people) == proof.scan([kept], people)
     scanned = proof.scan([data, logs], people)
     assert scanned.hits == {}
     names = {path.name for path in data.rglob("*")}

@@ -298,7 +298,7 @@ async def _strict_world() -> Played:
         _configure(mail, sink, 0.02)
         worker = await mail.start_worker()
         people = [f"p{n}@a.{name}.test" for name in (*tls, "tlslater", "tlsnone") for n in range(2)]
-        deadline = rfc3339(mail.policy.clock() + 8_000_000)
+        deadline = rfc3339(mail.policy.clock() + 15_000_000)
         await mail.submit(job("strict", expires_at=deadline), _rows(people))
         mortals = ["p0@a.mortal.test", "p1+dot.die@a.mortal.test", *(f"p{n}@a.mortal.test" for n in range(2, 6))]
         await mail.submit(job("mortal"), _rows(mortals))
@@ -332,7 +332,7 @@ def _job(mail: MailWorld, name: str) -> dict[str, Any]:
     if name == "resend":
         return job(name, in_doubt="resend")
     if name == "dead":
-        return job(name, expires_at=rfc3339(mail.policy.clock() + 3_000_000))
+        return job(name, expires_at=rfc3339(mail.policy.clock() + 12_000_000))
     if name == "big":
         content = base64.b64encode(os.urandom(BIG)).decode()
         file = {"filename": "x.bin", "content_type": "application/octet-stream", "content": content}
