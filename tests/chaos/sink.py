@@ -126,9 +126,13 @@ class Sink:
         if self._keep is not None:
             self._keep.mkdir(parents=True, exist_ok=True)
         self.write(encode(Line(k="start", t=self.clock(), pid=os.getpid())))
-        ports = {}
+        ports: dict[str, int] = {}
         for post in self.posts.values():
             listener = _listener(post.host, post.port, post.script.rcvbuf)
+            while not post.port and listener.getsockname()[1] in ports.values():  # the same number, on ::1
+                other = _listener(post.host, 0, post.script.rcvbuf)
+                listener.close()
+                listener = other
             if post.script.tls:
                 tls_context(post.script.tls)  # made now: the first handshake has its own deadline
             server = await loop.create_server(functools.partial(Session, self, post), sock=listener, backlog=1024)

@@ -322,9 +322,9 @@ def _configure(
     """named: routes by the name localhost, which is 127.0.0.1 and ::1; closed: the same, where nobody listens."""
     config = mail.config.read_text().replace("min_free_bytes = 0", f"min_free_bytes = 0\npatience = {hurry}")
     for name in named:
-        config = config.replace(f'"127.0.0.1:{sink.ports[name]}"', f'"localhost:{sink.ports[name]}"')
+        config = config.replace(f'"*.{name}.test" = "127.0.0.1:', f'"*.{name}.test" = "localhost:')
     for name in closed:
-        config = config.replace(f'"127.0.0.1:{sink.ports[name]}"', '"localhost:1"')
+        config = config.replace(f'"*.{name}.test" = "127.0.0.1:{sink.ports[name]}"', f'"*.{name}.test" = "localhost:1"')
     mail.config.write_text(config)
 
 
