@@ -32,6 +32,7 @@ import platform
 import secrets
 import signal
 import time
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ from engine.delivery.replay import Tools
 from engine.delivery.site import Resolver, Site
 from engine.message import Signer
 from engine.message.multibuffer import Unavailable, open_library
+from engine.outlets import outlets
 from engine.queue import pace, schedule
 from engine.queue.epoch import Epoch
 from engine.queue.journal import JournalBroken
@@ -66,6 +68,7 @@ from policy.fence import Fence
 from policy.keys import Keyring, KeyringError
 from policy.keysource import source_of
 from policy.ledger import Reader
+from policy.outlets import check as check_outlets
 from policy.schema import open_store
 from policy.settings import ConfigError, PolicySettings, Problem, load
 from policy.vitals import Vitals
@@ -202,6 +205,7 @@ def run_worker(index: int, config: Path | None) -> int:
     """Exit code: 0 drained, 1 failed, 3 Redis came back older. Raises ConfigError, KeyringError before all that."""
     policy = load(PolicySettings, config)
     settings = load(EngineSettings, config)
+    check_outlets(policy, outlets(settings), datetime.now(UTC).date())
     logs.configure(f"engine-{index}", json=policy.log_json, level=policy.log_level)
     if settings.signing.implementation == "multi-buffer":
         try:

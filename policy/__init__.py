@@ -29,9 +29,9 @@ migrations · statements, wire · negative, vault, suppression, consent, account
 writer · cli.
 
 What this floor never does: it imports nothing of `engine` or `tracker` (their places come by entry point), talks to
-nobody but the stores and, where an officer set it up, the relay of `rights` and the commands for keys and checkpoints,
-and puts no address into a log, an error text, a metric, a URL or a Redis key. A helper that no data-protection officer
-would ask about does not belong here.
+nobody but the stores and, where an officer set it up, the relay of `rights` and the commands for keys and checkpoints
+(`outlets`, each declared in the registry of `subprocessors`), and puts no address into a log, an error text, a metric,
+a URL or a Redis key. A helper that no data-protection officer would ask about does not belong here.
 
 Sources: design decisions 7, 12 to 15 and 19; requirements P-01, P-07, P-08, P-10, P-22, P-54; promises T9 to T12.
 """

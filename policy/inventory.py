@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from sqlalchemy import Table
 
-from policy import files, keyspace, schema
+from policy import files, keyspace, schema, subprocessors
 from policy.classes import RETENTION, Action, Period
 from policy.retention import BY_ACT, ENDLESS, PLACES, TRIMMED, Place
 
@@ -102,6 +102,9 @@ class Row:
     anchor: str
 
 
+Documented = Line | Row | subprocessors.Row
+
+
 def lines(periods: Mapping[str, Period]) -> list[Line]:
     """Everything there is, in the order of the sources."""
     found = [
@@ -150,11 +153,11 @@ def table(periods: Mapping[str, Period]) -> list[Row]:
     ]
 
 
-def as_documents(what: Sequence[Line] | Sequence[Row]) -> list[dict[str, Any]]:
+def as_documents(what: Sequence[Documented]) -> list[dict[str, Any]]:
     return [asdict(one) for one in what]
 
 
-def as_markdown(what: Sequence[Line] | Sequence[Row]) -> Iterator[str]:
+def as_markdown(what: Sequence[Documented]) -> Iterator[str]:
     """A table; a vertical bar in a text stays one."""
     documents = as_documents(what)
     yield "| " + " | ".join(documents[0]) + " |"
@@ -175,7 +178,7 @@ def retention_page(what: Sequence[Row]) -> Iterator[str]:
     yield from as_markdown(what)
 
 
-def as_html(what: Sequence[Row]) -> str:
+def as_html(what: Sequence[Documented]) -> str:
     """A table of its own to paste into a privacy page: no style, no script."""
     documents = as_documents(what)
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in documents[0])

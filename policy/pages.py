@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from policy.classes import RETENTION, Period, RetentionSettings
+from policy.subprocessors import Subprocessor
 
 # Kept of recipients, and told to them: their visits, their messages, their word, and that they want none.
 _TOLD: Final = ("R2", "R3", "R4", "R5")
@@ -80,18 +81,21 @@ class PagesSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """For recipients. links: (words, address); kept: (what, how long at most), in plain words."""
+    """For recipients. links: (words, address); kept: (what, how long at most), in plain words; working: for us."""
 
     operator: str = ""
     links: tuple[tuple[str, str], ...] = ()
     regulators: tuple[Regulator, ...] = ()
     kept: tuple[tuple[str, str], ...] = ()
+    working: tuple[Subprocessor, ...] = ()
 
 
 NOTHING: Final = Shown()
 
 
-def shown(pages: PagesSettings, retention: RetentionSettings) -> Shown:
+def shown(
+    pages: PagesSettings, retention: RetentionSettings, registry: Mapping[str, Subprocessor] | None = None
+) -> Shown:
     """What a recipient's page shows."""
     slots: Mapping[str, str] = {
         "Privacy policy": pages.privacy,
@@ -106,6 +110,7 @@ def shown(pages: PagesSettings, retention: RetentionSettings) -> Shown:
         tuple((words, address) for words, address in slots.items() if address),
         tuple(pages.regulators.values()),
         kept,
+        tuple(sorted((registry or {}).values(), key=lambda one: one.name)),
     )
 
 

@@ -32,6 +32,7 @@ from policy.configuration import (
 )
 from policy.pages import PagesSettings
 from policy.rights.settings import RightsSettings
+from policy.subprocessors import Country, Host, Subprocessor
 
 __all__ = [
     "CONFIG_VARIABLE", "ConfigError", "Officer", "PolicySettings", "Problem", "annotate", "config_file", "load",
@@ -159,6 +160,23 @@ class PolicySettings(BaseSettings):
         le=3650,
         description="Days for which an account does not write again to a mailbox whose own server said that it does "
         "not exist (P-41); 0: until an operator takes the mark away.",
+    )
+    subprocessors: dict[str, Subprocessor] = Field(
+        default_factory=dict,
+        description="Who works for you with people's data, each a table under a name of your choice. Nothing starts "
+        "that would hand data to a host of somebody who is not here (P-35).",
+    )
+    home_countries: list[Country] = Field(
+        default=[],
+        max_length=64,
+        description="ISO 3166 codes of the countries in which you handle data, and of those to which it moves as freely: "
+        "a subprocessor elsewhere names the ground of the transfer (P-46).",
+    )
+    own_hosts: list[Host] = Field(
+        default=[],
+        max_length=64,
+        description='Hosts that you run yourselves although they look like others\': names, addresses or "*.zone". '
+        "Addresses of private networks and names without a dot are yours anyway.",
     )
     rights: RightsSettings = Field(default_factory=RightsSettings, description="Rights of the people concerned.")
     pages: PagesSettings = Field(

@@ -3,8 +3,8 @@
 Promise: an answer on the socket means committed, and where Redis has a part (T11), in force there too. Every event that
 Redis holds reaches the ledger exactly once (`policy.drains`); a job is done when its last event is committed (T9).
 
-    start   lock · out of quarantine (`policy.quarantine`) · open and upgrade SQL · check Redis · cursors and progress
-            · mend Redis from SQL · socket · loops
+    start   nothing may leave to strangers (`policy.outlets`) · lock · out of quarantine (`policy.quarantine`) · open
+            and upgrade SQL · check Redis · cursors and progress · mend Redis from SQL · socket · loops
     loops   events and hits every `drain_interval` (at once while there is more) · chores every second · erasures,
             rights, sweeps, wrapping keys, checkpoints, backups, consents that end: none waits for another
     stop    no new calls · finish what was begun · last drain · let go
@@ -30,7 +30,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Final
 
@@ -44,6 +44,7 @@ from policy import (
     cursors,
     drains,
     jobs,
+    outlets,
     partitions,
     quarantine,
     review,
@@ -133,8 +134,9 @@ class Writer:
     # --- life ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Raises WriterError, valkey.ServerRefused, RedisError or the store's error."""
+        """Raises ConfigError, WriterError, valkey.ServerRefused, RedisError or the store's error."""
         settings = self._settings
+        outlets.check(settings, (), self._today())
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._take_lock(settings.data_dir / "policy.lock")
         async with contextlib.AsyncExitStack() as undo:
@@ -250,12 +252,15 @@ class Writer:
 
     def _remind(self) -> None:
         """Of the yearly review (P-39): where no day is set, `config --check` says so."""
-        reviewed, today = self._settings.reviewed, datetime.fromtimestamp(self._clock() / SECOND_US, UTC).date()
+        reviewed, today = self._settings.reviewed, self._today()
         of = review.standing(reviewed, today)
         if of.is_wrong:
             log.error("the configuration wants its review", setting=review.SETTING, standing=of.value)
         elif of is review.Standing.DUE:
             log.warning("the configuration wants its review soon", setting=review.SETTING, standing=of.value)
+
+    def _today(self) -> date:
+        return datetime.fromtimestamp(self._clock() / SECOND_US, UTC).date()
 
     async def stop(self) -> None:
         """Once; a repeat does nothing."""

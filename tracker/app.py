@@ -334,7 +334,7 @@ def build(settings: TrackerSettings, policy: PolicySettings) -> tuple[Tracker, E
         writer=writer,
         officer=(policy.officer.name, policy.officer.address),
         rights=writer,
-        shown=told_of(policy.pages, policy.retention),
+        shown=told_of(policy.pages, policy.retention, policy.subprocessors),
         quarantined=lambda: is_quarantined(policy.data_dir),
     )
     return tracker, engine

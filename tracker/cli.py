@@ -31,13 +31,16 @@ def run_tracker(
     ] = None,
 ) -> None:
     """The tracker: pixel, clicks, opt-out and preference pages. Start `workers` of them to share one port."""
+    from datetime import UTC, datetime
+
     import uvloop
 
-    from policy import logs
+    from policy import logs, outlets
     from policy.settings import PolicySettings, load
     from tracker.settings import TrackerSettings
 
     settings, policy = load(TrackerSettings, config), load(PolicySettings, config)
+    outlets.check(policy, (), datetime.now(UTC).date())  # visits go to Redis: this floor hands nothing to others itself
     logs.configure(f"tracker-{index}", policy.log_json, level=policy.log_level)
     uvloop.run(_serve(settings, policy, index))
 

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -74,8 +75,11 @@ def submit(
 
     from engine.campaign.audience import AudienceFile
     from engine.client import CHUNK_ROWS, Producer, SubmitError
+    from policy import outlets
 
     settings = None if redis and not wait else _settings(config)
+    if settings is not None:
+        outlets.check(settings, (), datetime.now(UTC).date())
     document = _document(job)
     people = AudienceFile(recipients) if recipients is not None else None
     rows = _checked(people, skip_bad) if people is not None else 0
@@ -236,7 +240,9 @@ def render(
     from engine.campaign.preview import CannotShow, preview, send
     from engine.campaign.validation import read
     from engine.message import load_signer
+    from engine.outlets import outlets as engine_outlets
     from engine.settings import EngineSettings, dkim_files
+    from policy import outlets
     from policy.keysource import source_of
     from policy.settings import load
 
@@ -283,6 +289,7 @@ def render(
         import aiosmtplib
         import dns.exception
 
+        outlets.check(settings, engine_outlets(engine), datetime.now(UTC).date())
         try:
             where = asyncio.run(send(made, engine))
         except (aiosmtplib.SMTPException, OSError, dns.exception.DNSException) as error:

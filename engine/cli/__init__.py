@@ -87,6 +87,7 @@ def up(
         environment[CONFIG_VARIABLE] = str(file.absolute())
     models = settings_models()
     loaded = dict(zip(map(table_of, models), load_all(models, config), strict=True))  # every mistake of every floor now
+    _check_outlets(config)
     policy, engine = load(PolicySettings, config), load(EngineSettings, config)
     trackers = int(getattr(loaded["tracker"], "workers", 1))  # the engine may not import the tracker's model
     source_of(policy).load()
@@ -155,6 +156,20 @@ def run_ops(config: ConfigOption = None) -> None:
     raise typer.Exit(run_api(config))
 
 
+def _check_outlets(config: Path | None) -> None:
+    """Of all floors. Raises ConfigError when people's data would leave to somebody who is not declared (P-35, P-46)."""
+    from engine.outlets import outlets, resolvers
+    from engine.settings import EngineSettings
+    from policy import subprocessors
+    from policy.outlets import check, registry
+    from policy.settings import PolicySettings, load
+
+    policy, engine, today = load(PolicySettings, config), load(EngineSettings, config), datetime.now(UTC).date()
+    check(policy, outlets(engine), today)
+    for problem in subprocessors.undeclared(resolvers(engine), registry(policy), today):
+        print(f"warning: {problem}", file=sys.stderr)
+
+
 def _check_review(config: Path | None) -> None:
     """Of the policy's table. Raises ConfigError when the last review does not count any more (P-39)."""
     from policy import review
@@ -173,7 +188,11 @@ def _check_review(config: Path | None) -> None:
 def config(
     config: ConfigOption = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only say whether it is right and was reviewed; exit code 2 if not.")
+        bool,
+        typer.Option(
+            "--check",
+            help="Only say whether it is right, was reviewed and tells strangers nothing; exit code 2 if not.",
+        ),
     ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="The reference of all settings (make docs).")] = False,
 ) -> None:
@@ -188,6 +207,7 @@ def config(
         return
     load_all(models, config)
     if check:
+        _check_outlets(config)
         _check_review(config)
         file = config_file(config)
         print(f"{file if file is not None else 'defaults and environment'}: no mistakes")

@@ -17,6 +17,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import redis.exceptions
@@ -27,7 +28,7 @@ from redis.asyncio import Redis
 
 from engine.ops.metrics import StoreFacts, exposition, store_facts
 from engine.settings import EngineSettings
-from policy import logs
+from policy import logs, outlets
 from policy.restoring import is_quarantined
 from policy.settings import PolicySettings, load
 from policy.valkey import connect
@@ -168,6 +169,7 @@ async def serve(
 def run_api(config: Path | None) -> int:
     """`sales-push run ops`: 0 after SIGTERM or SIGINT, 1 when the address is taken."""
     policy, engine = load(PolicySettings, config), load(EngineSettings, config)
+    outlets.check(policy, (), datetime.now(UTC).date())
     logs.configure("ops", policy.log_json, policy.log_level)
 
     async def main() -> int:

@@ -1,4 +1,4 @@
-"""``sales-push policy`` and ``hold``: what is kept and for how long, sweeping by hand, shortening, legal holds.
+"""``sales-push policy`` and ``hold``: what is kept and for how long, who gets of it, sweeping, shortening, legal holds.
 
 Inventory and table are printed from the configuration alone: they work while nothing runs. An address typed here
 becomes a keyed tag before anything is asked; nothing of it is kept or logged.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from policy.classes import RetentionSettings
 
-policy = typer.Typer(no_args_is_help=True, help="What is kept, why and for how long; sweeping.")
+policy = typer.Typer(no_args_is_help=True, help="What is kept, why and for how long, who works with it; sweeping.")
 hold = typer.Typer(no_args_is_help=True, help="Legal holds: what must be kept of one person.")
 Markdown = Annotated[bool, typer.Option("--markdown", help="A page in Markdown.")]
 
@@ -64,6 +64,30 @@ def policy_retention(
         return
     lines = [f"{one.name}  {one.period:<44} {one.content}; from: {one.trigger}; then {one.action}" for one in found]
     show(inventory.as_documents(found), as_json, lines)
+
+
+@policy.command("subprocessors")
+def policy_subprocessors(
+    as_json: Json = False,
+    markdown: Markdown = False,
+    as_html: Annotated[bool, typer.Option("--html", help="A table to paste into a page.")] = False,
+    config: Config = None,
+) -> None:
+    """Who works for you with people's data: the list to publish (GDPR 28; agreements and hosts are not in it)."""
+    from policy import inventory, subprocessors
+
+    found = subprocessors.table(settings_of(config).subprocessors)
+    if not found:
+        show([], as_json, ["nobody is declared: what is sent goes to the recipients' own mail servers only"])
+    elif as_html or markdown:
+        show(None, False, [inventory.as_html(found)] if as_html else inventory.as_markdown(found))
+    else:
+        lines = [
+            f"{one.name} ({one.country})  since {one.since}  {one.data}: {one.purpose}"
+            + (f"; {one.safeguard}" if one.safeguard else "")
+            for one in found
+        ]
+        show(inventory.as_documents(found), as_json, lines)
 
 
 @policy.command("sweep")

@@ -48,7 +48,7 @@ NOBODY: Final[dict[str, str]] = {
     **dict.fromkeys(
         ("config", "init", "up", "run engine", "run ops", "run policy", "run tracker", "host list", "host drain",
          "host forget", "keys list", "keys rotate-pepper", "schema", "purposes", "policy inventory",
-         "policy retention", "domain list", "account list", "demo", "bench", "compile"), _OURS,
+         "policy retention", "policy subprocessors", "domain list", "account list", "demo", "bench", "compile"), _OURS,
     ),
     **dict.fromkeys(
         ("account add", "account freeze", "account pause", "account resume", "account cancel", "domain pause",

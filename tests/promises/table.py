@@ -35,7 +35,7 @@ NOT_SOFTWARE: Final[dict[str, str]] = {}
 # Held in part: what is missing.
 GAPS: Final[dict[str, str]] = {
     "P-03": "who may open the writer's socket may say any role; the purpose is asked of whoever asks through us",
-    "P-06": "the retention table is generated; the list of subprocessors is not, no configuration names them yet",
+    "P-06": "account holders get no letter when the table or the list of subprocessors changes: with accounts",
     "P-12": "the role on every row comes with accounts",
     "P-15": (
         "a proof letter that bounces does not fall back to the officer by itself; the request lapses as not identified"
@@ -46,7 +46,8 @@ GAPS: Final[dict[str, str]] = {
     "P-29": "no job that improves the services exists; what is tested is that its purpose reads figures only",
     "P-31": "the platform has no account or promotions list of its own: the test makes them like any other's",
     "P-35": (
-        "no registry of subprocessors: ways out (DNS, smarthost, commands) are not declared, nothing gives notice"
+        "data is declared by kind and held by setting, not filtered octet by octet; no letter on a change; commands "
+        "and mounts are not looked into"
     ),
     "P-37": "Argon2id and TLS of an administration page come with accounts; no DANE, no MTA-STS",
     "P-38": "roles come with accounts: whoever reaches the writer's socket says which role it is",
@@ -56,7 +57,7 @@ GAPS: Final[dict[str, str]] = {
     ),
     "P-44": "processors and recipients are not told of a correction (Art. 19); what is leased is sent as it was",
     "P-46": (
-        "no region labels, no transfer register: an installation is one place; the country of an MX is not recorded"
+        "an installation is one place: no region label on an account or a worker; the country of an MX is not recorded"
     ),
     "P-48": ("attestation of age comes with accounts; rows held for later keep a birth date, sealed, until expanded"),
     "P-53": "the accounts concerned are not told of a request at the platform (no address of theirs to write to)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import date
 
 import pytest
 from aiohttp import web
@@ -12,6 +13,7 @@ from policy.events import Kind
 from policy.gate import Mode
 from policy.instants import HOUR_US
 from policy.pages import PagesSettings, Regulator, shown
+from policy.subprocessors import Data, Subprocessor
 from tests.tracker.twins import (
     CHOOSE,
     CLICK,
@@ -428,6 +430,21 @@ def test_the_notice_shows_what_only_the_operator_can_give_and_the_periods_in_for
     assert link in page
     assert link in text_of(answers.page("preferences.html", token="t", sender=None, nothing_chosen=False))
     assert "terms" not in page
+
+
+def test_the_notice_names_who_works_for_us_and_from_when_on() -> None:
+    """P-35: also before the first day, which is how people hear of a change."""
+    sender = {"sender": SENDER, "opens": "x", "clicks": "y"}
+    bare = text_of(Answers("O", "o@example.org", retry_after=1).page("notice.html", **sender))
+    assert "Who works with it" not in bare
+    relay = Subprocessor(
+        name="Relay & Co", country="IE", purpose="delivers <mail>", hosts=["smtp.relay.example"],
+        data=[Data.ADDRESS], agreement=date(2026, 1, 15), since=date(2027, 2, 1), safeguard="standard clauses",
+    )  # fmt: skip
+    told = shown(PagesSettings(), RetentionSettings(), {"relay": relay})
+    page = text_of(Answers("O", "o@example.org", retry_after=1, shown=told).page("notice.html", **sender))
+    assert "<dt>Relay &amp; Co (IE)</dt><dd>delivers &lt;mail&gt;, from 2027-02-01 on; standard clauses</dd>" in page
+    assert "relay.example" not in page
 
 
 async def test_pages_of_unknown_jobs_are_not_there(house: House) -> None:
