@@ -169,8 +169,8 @@ class PolicySettings(BaseSettings):
     home_countries: list[Country] = Field(
         default=[],
         max_length=64,
-        description="ISO 3166 codes of the countries in which you handle data, and of those to which it moves as freely: "
-        "a subprocessor elsewhere names the ground of the transfer (P-46).",
+        description="ISO 3166 codes of the countries in which you handle data, and of those to which it moves as "
+        "freely: a subprocessor elsewhere names the ground of the transfer (P-46).",
     )
     own_hosts: list[Host] = Field(
         default=[],
