@@ -464,11 +464,11 @@ def _meets(rate: float, lag: float, rows: int, seconds: float) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ledger", description=__doc__.partition("\n")[0])
     parser.add_argument("--store", choices=("sqlite", "postgres", "both"), default="both", help="default %(default)s")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="rows in the ledger before (default %(default)s)")
+    parser.add_argument("--rows", type=int, default=5_000_000, help="rows in the ledger before (default %(default)s)")
     parser.add_argument(
         "--expired", type=int, default=100_000, help="rows that are over, to be swept meanwhile (default %(default)s)"
     )
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long to feed (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long to feed (default %(default)s)")
     parser.add_argument("--rate", type=float, default=0.0, help="events a second; 0: as many as are taken")
     parser.add_argument(
         "--days", type=int, default=30, help="days the rows before are spread over (default %(default)s)"
