@@ -4,8 +4,8 @@
 
 A Valkey and a policy writer of their own (the writer in a process of its own, as in production), the audience of the
 rehearsals, one `Intake` in this process. us_per_recipient is CPU time of this process: every thread of it, so the
-reader's SQL counts, and other load on the machine does not. benchmarks/test_expand.py measures the part that awaits
-nothing.
+reader's SQL counts, and other load on the machine does not; writer_us_per_recipient that of the writer, whose pages
+are what a person costs there. benchmarks/test_expand.py measures the part that awaits nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from engine.campaign.intake import Intake
 from engine.client import AsyncProducer
 from engine.queue.lanes import Lanes
 from engine.rehearsal import campaigns
+from engine.rehearsal.machine import cpu_seconds
 from engine.rehearsal.setting import ACCOUNT, DOMAIN, POSTAL, SENDER
 from policy import keyspace
 from policy.instants import week_of
@@ -67,6 +68,10 @@ async def _ready(writer: WriterClient) -> None:
     raise SystemExit("the writer does not answer")
 
 
+def _cpu_of(pid: int) -> float:
+    return sum(cpu_seconds(pid).values())
+
+
 async def measure(folder: Path, url: str, recipients: int) -> dict[str, Any]:
     """CPU of this process from the first entry that is read to the last put."""
     settings = _settings(folder, url)
@@ -89,10 +94,10 @@ async def measure(folder: Path, url: str, recipients: int) -> dict[str, Any]:
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)  # as engine.worker does
-        began = time.process_time()
+        began, writer_began = time.process_time(), _cpu_of(child.pid)
         while intake.counts.rows < recipients or await redis.xlen(keyspace.INTAKE):
             await intake.step(block=0.05)
-        spent = time.process_time() - began
+        spent, writer_spent = time.process_time() - began, _cpu_of(child.pid) - writer_began
         counts = intake.counts
     finally:
         await writer.close()
@@ -105,6 +110,7 @@ async def measure(folder: Path, url: str, recipients: int) -> dict[str, Any]:
     return {
         "recipients": recipients,
         "us_per_recipient": round(spent / recipients * 1e6, 2),
+        "writer_us_per_recipient": round(writer_spent / recipients * 1e6, 2),
         "rows": counts.rows,
         "refused": counts.refused,
         "ok": counts.rows == recipients and counts.rejected == 0 and counts.failures == 0,

@@ -33,6 +33,7 @@ from typing import Final
 
 VARIABLE: Final = "SALESPUSH_COMPILED"
 ROOMS: Final = (
+    "engine.campaign.expand",
     "engine.delivery.campaigns",
     "engine.delivery.conclusions",
     "engine.delivery.connection",

@@ -8,7 +8,7 @@ accepted job ends in exactly one place; nothing here ends a worker (T0 to T2 of 
     3 canonical    RFC 8785: the hash that knows a repeat from a conflict
     4 validation   what fields say of one another; `read`: any bytes in, a job or its problems out
     5 acceptance   review with templates, sender and account; the record; the terms of expansion
-    6 expand       the pure part: rows -> questions -> permitted people and refusals -> slices and events
+    6 expand       the pure part: rows -> questions -> permitted people and refusals -> slices and events; people
     7 filling      an entry of the audience, whole; when the last one is in
     8 claims       entries in hand: take, park, finish           intake      the loop: accept, fill, hold, reject
       standing     what expansion asks of SQL            asking      those of a moment in one transaction

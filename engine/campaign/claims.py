@@ -92,7 +92,7 @@ class Limits:
     message_bytes: the largest message, encoded."""
 
     claim: int = 8
-    together: int = 3
+    together: int = 8
     deliveries: int = 5
     claim_idle: float = CLAIM_IDLE
     message_bytes: int = 10 * 1024 * 1024

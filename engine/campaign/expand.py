@@ -35,9 +35,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, TypeAlias, cast
 
-import msgspec
-
 from engine.campaign.job import Evidence, Recipient
+from engine.campaign.people import Person
 from engine.client import CHUNK_ROWS
 from engine.queue.lanes import FactsRequest, JobState, PutRequest
 from engine.queue.slices import FLAG_PRIORITY, FLAG_RESEND, Contents, Row, build_packed, packed
@@ -96,28 +95,6 @@ class Terms:
         return JobState(
             self.account, self.list_number, self.topic_number, self.priority, self.expires_at, self.resend, self.buckets
         )
-
-
-class Person(msgspec.Struct, gc=False):
-    """A row that is an address. evidence: what the job says they agreed to, by purpose; given: when, in microseconds,
-    for what counts as evidence; canonical: the tag under which their provider files this spelling, b"" for this one."""
-
-    local: str
-    domain: str
-    wire: str
-    mref: int
-    tag: bytes
-    partition: int
-    columns: tuple[str, ...]
-    values: list[Any]
-    evidence: Mapping[str, Evidence]
-    given: Mapping[str, int]
-    place: int
-    opens: int = 0
-    clicks: int = 0
-    subject: int = 0
-    pseudonym: int = 0
-    canonical: bytes = b""
 
 
 @dataclass(slots=True)

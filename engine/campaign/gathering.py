@@ -6,13 +6,17 @@ turn. A call costs 60 us here and 80 there (frame, task, savepoint), whatever it
 Law: everybody hears his own answer; when a call for several fails as a whole, each is asked for alone, so that nobody
 fails by another's fault.
 
-Known limits: a question waits for the end of the turn it came in.
+A `Muster` waits longer: for whoever has said that he may come (`coming`), because what the store writes for four
+thousand people at once is a third of what it writes for them in four calls: they share its pages.
+
+Known limits: a question waits for the end of the turn it came in; in a `Muster` for the slowest of those who may come.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 Q = TypeVar("Q")
@@ -41,22 +45,34 @@ class Gathering(Generic[Q, A]):
         self._failures = failures
         self._waiting: list[tuple[Q, asyncio.Future[A]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_due = False  # a task will take those who wait
 
     def __repr__(self) -> str:
-        return f"<Gathering waiting={len(self._waiting)} calls={len(self._tasks)}>"
+        return f"<{type(self).__name__} waiting={len(self._waiting)} calls={len(self._tasks)}>"
 
     async def ask(self, question: Q) -> A:
         """Raises what `send` raised, or the exception that is the answer."""
         future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, future))
-        if len(self._waiting) == 1:
-            task = asyncio.create_task(self._go(), name="gathering")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._look()
         return await future
+
+    def _is_time(self) -> bool:
+        return True
+
+    def _look(self) -> None:
+        if self._is_due or not self._waiting or not self._is_time():
+            return
+        self._is_due = True
+        task = asyncio.create_task(self._go(), name="gathering")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _go(self) -> None:
         await asyncio.sleep(0)  # whoever else asks in this turn
+        self._is_due = False
+        if not self._is_time():
+            return
         some, self._waiting = self._waiting, []
         try:
             answers = await self._answers([question for question, _ in some])
@@ -79,3 +95,30 @@ class Gathering(Generic[Q, A]):
             if isinstance(one, BaseException) and not isinstance(one, Exception):
                 raise one
         return [one if isinstance(one, Exception) else one[0] for one in told]
+
+
+class Muster(Gathering[Q, A]):
+    """A `Gathering` that sets out when `enough` wait, or when nobody is left who said that he may come."""
+
+    def __init__(
+        self,
+        send: Callable[[Sequence[Q]], Awaitable[Sequence[A | Exception]]],
+        failures: type[Exception],
+        enough: int,
+    ) -> None:
+        super().__init__(send, failures)
+        self._enough = enough
+        self._coming = 0
+
+    @contextmanager
+    def coming(self) -> Iterator[None]:
+        """Those who wait wait for this one too: until he has left, to ask in the same turn or not at all."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
+            self._look()
+
+    def _is_time(self) -> bool:
+        return not self._coming or len(self._waiting) >= self._enough

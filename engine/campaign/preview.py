@@ -22,6 +22,7 @@ import msgspec
 from engine.bounce.verp import ReturnPaths
 from engine.campaign import acceptance, expand
 from engine.campaign.job import Recipient
+from engine.campaign.people import Person
 from engine.campaign.problems import Problem, examine
 from engine.campaign.validation import CHECKS, Reading
 from engine.message import Signer, Unwritable, compile_campaign, compose, person, sign_batch
@@ -98,7 +99,7 @@ def preview(
 
 def _expanded(
     found: acceptance.Review, keyring: Keyring, row: Recipient, account: Account | None, now_us: int
-) -> expand.Person:
+) -> Person:
     """The row as expansion would make it."""
     terms = acceptance.sample_terms(found, account, now_us)
     prepared = expand.prepare(terms, keyring, 0, [row], 0, now_us)

@@ -242,11 +242,16 @@ def read_row(line: bytes) -> Recipient | None:
                     return None
             if len(_good_names) < _NAMES_KEPT:
                 _good_names.update(row.fields)
-        if line.count(b'":') != _names_of(row) or _SPACED_COLON.search(line):
+        if line.count(b'":') != _names_of(row) or (_may_be_spaced(line) and _SPACED_COLON.search(line)):
             _names_once(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
     return row
+
+
+def _may_be_spaced(line: bytes) -> bool:
+    """Four searches of 0.05 us, where the expression takes 2 for a row of 500 octets."""
+    return b'" ' in line or b'"\t' in line or b'"\r' in line or b'"\n' in line
 
 
 def _names_of(row: Recipient) -> int:

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.campaign import expand
-from engine.campaign.expand import Person, Prepared, Standing, Terms
+from engine.campaign.expand import Prepared, Standing, Terms
 from engine.campaign.job import Evidence, Recipient
+from engine.campaign.people import Person
 from engine.queue.lanes import PutRequest
 from engine.queue.slices import Contents, Header, Lost, open_slice
 from policy import keyspace

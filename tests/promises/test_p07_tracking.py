@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from engine.campaign import expand
+from engine.campaign import expand, people
 from engine.campaign.expand import Terms
 from engine.campaign.job import Evidence, Purpose, Recipient
 from engine.message import Person
@@ -22,7 +22,7 @@ NOW = 1_795_000_000 * SECOND_US
 WORD = Evidence(source="form", time="2026-03-01T10:00:00Z", wording="v2")
 
 
-def _expanded(keyring: Keyring, *purposes: Purpose) -> list[expand.Person]:
+def _expanded(keyring: Keyring, *purposes: Purpose) -> list[people.Person]:
     """Somebody with these consents, in a campaign that needs consent and asks for individual tracking."""
     terms = Terms(
         job=5, account=1, list_number=3, topic_number=0, job_key=b"k" * 32, expires_at=NOW + 3600 * SECOND_US,
@@ -36,7 +36,7 @@ def _expanded(keyring: Keyring, *purposes: Purpose) -> list[expand.Person]:
     return permitted
 
 
-def _rendered(one: expand.Person) -> str:
+def _rendered(one: people.Person) -> str:
     program = compiled(campaign())
     who: Person = somebody(program, Mode(one.opens), Mode(one.clicks))
     return page(read(program, who))
