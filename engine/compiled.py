@@ -33,6 +33,7 @@ from typing import Final
 
 VARIABLE: Final = "SALESPUSH_COMPILED"
 ROOMS: Final = (
+    "engine.bounce.verp",
     "engine.campaign.expand",
     "engine.delivery.campaigns",
     "engine.delivery.conclusions",
@@ -47,6 +48,8 @@ ROOMS: Final = (
     "engine.message.compose",
     "engine.message.contents",
     "engine.message.dkim",
+    "engine.message.headers",
+    "engine.message.mime",
     "engine.message.recall",
     "engine.message.renderer",
     "engine.message.sevenbit",

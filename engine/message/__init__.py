@@ -7,7 +7,7 @@ is hashed is what a receiver canonicalises. A recipient costs joins and one hash
     1 template   the language: what is allowed, cut into tokens
     2 rewrite    the HTML read place by place: links, contexts, escapes, byte-exact splice
     3 derive     a text part for campaigns that bring none
-    4 headers    the one writer of header fields          5 mime    the one writer of bodies
+    4 headers    the one writer of header fields          5 mime    the one writer of bodies; attachment
     6 slots      static text and values, one join     6a sevenbit a part that travels as its author wrote it
                                                       6b recall   forms of values that recipients share, looked up
     7 contents   compiled once for all jobs that share it   7a program one job's view of it: `Program`
@@ -25,9 +25,9 @@ links of the text part are not tracked.
 from __future__ import annotations
 
 from engine.message.acceptance import Problem, compile_campaign, reserved
+from engine.message.attachment import Attachment
 from engine.message.compose import Message, PermitMismatch, Person, Unsigned, Unwritable, compose, person
 from engine.message.dkim import OpenSSLSigner, Signer, load_signer, sign_batch
-from engine.message.mime import Attachment
 from engine.message.program import Campaign, Program
 
 __all__ = [

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Final
 import minijinja
 
 from engine.message import bundles, contexts, headers, mime, sevenbit, template
+from engine.message.attachment import Attachment
 from engine.message.contexts import Context
-from engine.message.mime import Attachment
 from engine.message.recall import Recall
 from engine.message.renderer import Renderer, all_plain, may_trust
 from engine.message.rewrite import Expression, Layout, Link, Literal, Node, Pixel, Tag

@@ -32,7 +32,7 @@ LINE = 76  # RFC 5322 asks for 78, RFC 2047 limits a line with an encoded word t
 HARD_LINE = 998  # RFC 5322 2.1.1
 MAX_FIELD = 16_384  # octets of one field; longer ones are refused by large providers anyway
 
-_FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,75}")
 _FINISHED = re.compile(
     rb"[A-Za-z][A-Za-z0-9-]*: [^\x00-\x20\x7f][^\x00-\x1f\x7f]*(?:\r\n +[^\x00-\x20\x7f][^\x00-\x1f\x7f]*)*\r\n"

@@ -19,10 +19,10 @@ from __future__ import annotations
 import binascii
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from engine.message import headers
+from engine.message.attachment import Attachment
 from engine.message.recall import Recall
 
 SOFT: Final = b"=\r\n"
@@ -34,16 +34,6 @@ _PLAIN_LINE = re.compile(rb"(?!\.|From )(?: ?[!-<>-~]++(?: [!-<>-~]++)*+)?")
 AS_IT_STANDS: Final = re.compile(r"(?!\.|From )[!#-%(-;?-~]++(?: [!#-%(-;?-~]++)*+")
 _PRINTABLE = re.compile(rb"[ -~]*")
 _ENDS = re.compile(r"\r\n|\r|\n")
-
-
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """A file that travels with the message; with cid it is an inline image ("cid:logo" in the HTML)."""
-
-    filename: str
-    content_type: str
-    content: bytes
-    cid: str | None = None
 
 
 def quote_slot(data: bytes, known: Mapping[bytes, bytes] | None = None) -> bytes:

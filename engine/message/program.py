@@ -17,8 +17,8 @@ from hashlib import sha256
 from typing import Any, Final
 
 from engine.message import headers, webview
+from engine.message.attachment import Attachment
 from engine.message.contents import BOUNDARY_MARK, JOBS_OWN, Contents, boundary_field
-from engine.message.mime import Attachment
 from engine.message.recall import Recall
 from engine.message.slots import Frame, Variant
 
