@@ -15,8 +15,8 @@ What came with its job was registered by the same transaction. Questions of smal
 
 Several chunks are under way at a time (`Limits.together`), so that the vault and Redis work while rows are keyed here.
 They come to the vault together, `_MUSTERED` of them in one call: a thousand new people are a thousand places in each of
-its trees, and four thousand share most of the pages that a thousand write (a third of the writer's bytes, and of its
-CPU a fifth). Rows are keyed and sealed a chunk a turn of the loop, so that mail goes out in between.
+its trees, and four thousand share most of the pages that a thousand write (the writer's CPU a recipient fell by a
+quarter, python -m benchmarks.intake). Rows are keyed and sealed a chunk a turn of the loop: mail goes out in between.
 
 Known limits: rows of a job that ended before their entry was begun are dropped with it.
 """

@@ -6,8 +6,8 @@ turn. A call costs 60 us here and 80 there (frame, task, savepoint), whatever it
 Law: everybody hears his own answer; when a call for several fails as a whole, each is asked for alone, so that nobody
 fails by another's fault.
 
-A `Muster` waits longer: for whoever has said that he may come (`coming`), because what the store writes for four
-thousand people at once is a third of what it writes for them in four calls: they share its pages.
+A `Muster` waits longer: for whoever has said that he may come (`coming`), because four thousand people at once share
+most of the pages that the store would write for each of four calls.
 
 Known limits: a question waits for the end of the turn it came in; in a `Muster` for the slowest of those who may come.
 """
