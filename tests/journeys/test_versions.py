@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from engine.queue import states
+from engine.queue.journal import BOOT_VARIABLE, read_head
 from engine.queue.lanes import JobState, Lanes, PutRequest, Settled
 from engine.queue.sweeps import Sweeps
 from policy import hosts, keyspace
@@ -221,12 +222,18 @@ async def frozen(mail: MailWorld, partition: int) -> AsyncIterator[None]:
 # --- what a release left ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("booted", [False, True], ids=["same-boot", "next-boot"])
 @pytest.mark.parametrize("path", sorted(DATA.glob("queue-*.json")), ids=lambda path: str(path.stem))
-async def test_the_queue_of_a_past_release_is_delivered_to_the_end(path: Path) -> None:
+async def test_the_queue_of_a_past_release_is_delivered_to_the_end(
+    path: Path, booted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on the machine that it was made on, and as after this one went down: then who was leased is in doubt (T8)."""
     document = json.loads(path.read_text())
 
     async def prepare(folder: Path) -> None:
         await load(document, folder)
+        [left] = (folder / "journal").rglob("*.journal")
+        monkeypatch.setenv(BOOT_VARIABLE, "the-next-boot" if booted else read_head(left).boot)
 
     async with mail_world("accept:0:name=slow", "accept:0:name=away", prepare=prepare) as mail:
         reader, clock = mail.policy.reader, mail.policy.clock
@@ -244,10 +251,15 @@ async def test_the_queue_of_a_past_release_is_delivered_to_the_end(path: Path) -
             assert was is not None
             assert (status.rows_submitted, status.terminal) == (rows_there, rows_there)
             assert {kind for kind, count in status.counts.items() if count} - {"deferred"} <= told
-            assert status.counts["delivered"] >= was.counts.get("delivered", 0)
-        assert after["letters"].counts.get("unknown", 0) == 0, "in doubt: one more attempt"
+            assert status.counts.get("delivered", 0) >= was.counts.get("delivered", 0)
+        assert after["letters"].counts["delivered"] == 20, "in doubt: one more attempt"
         assert after["paused"].counts.get("unknown", 0) == 0, "it was in nobody's hands"
-        assert after["under-way"].counts["delivered"] >= 100, "what waited in the lanes"
+        if booted:
+            assert after["deferred"].counts == {"unknown": 8}, "their lease was the dead worker's, its tail may be gone"
+            assert after["under-way"].counts["delivered"] >= 10, "what is on the disk, and what waited in the lanes"
+        else:
+            assert after["deferred"].counts["delivered"] == 8
+            assert after["under-way"].counts["delivered"] >= 100, "what waited in the lanes"
         assert sink["slow"]["accepted"] == sink["slow"]["unique"]
         for partition in range(keyspace.PARTITIONS):
             assert states.violations(await census(mail.policy.redis, partition)) == []
