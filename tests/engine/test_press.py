@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,13 +15,13 @@ from engine.delivery.connection import Outbound
 from engine.delivery.courier import Courier
 from engine.delivery.gatekeeper import Told
 from engine.delivery.hand import Hand, Letter
-from engine.delivery.press import BATCH, Press
+from engine.delivery.press import LEAST, ROUND, TURN, Press
 from engine.queue.lanes import Answer, GateRequest, Lease
 from engine.queue.slices import Contents, Header, Row
 from policy.events import Reason
 from policy.gate import Permit, Standing
 
-ROWS = 64
+ROWS = 2 * ROUND
 
 
 class _Courier:
@@ -88,10 +89,10 @@ def _hand() -> Hand:
     return Hand(Lease(3, "c1", "S" * 11, "L" * 11, 5, b""), header, contents, job, bytes(32))
 
 
-async def _press(courier: _Courier, batches: list[int]) -> list[Any]:
+async def _press(courier: _Courier, batches: list[int], clock: Callable[[], float] = time.monotonic) -> list[Any]:
     """Lines named by their place that want so many each; what each was served, in order."""
     desk = _Desk(courier)
-    press = Press(cast(Courier, courier))
+    press = Press(cast(Courier, courier), clock)
     for number, batch in enumerate(batches):
         connection = SimpleNamespace(closed=None)
         press.order(cast(Any, desk), cast(Any, connection), cast(Any, SimpleNamespace(name=str(number), batch=batch)))
@@ -109,7 +110,7 @@ async def test_small_lines_are_written_together_and_each_gets_its_own() -> None:
     courier = _Courier()
     served = await _press(courier, [4, 4, 4, 2, 2, 1, 1])
 
-    assert [len(written) for written in courier.written] == [BATCH, 2]
+    assert [len(written) for written in courier.written] == [18]
     assert [(line, len(own)) for line, own in served] == [
         ("0", 4), ("1", 4), ("2", 4), ("3", 2), ("4", 2), ("5", 1), ("6", 1),
     ]  # fmt: skip
@@ -117,11 +118,29 @@ async def test_small_lines_are_written_together_and_each_gets_its_own() -> None:
 
 
 @pytest.mark.doubles
-async def test_a_full_line_is_not_kept_waiting_for_another() -> None:
+async def test_a_round_ends_when_it_is_full() -> None:
     courier = _Courier()
-    await _press(courier, [BATCH, BATCH])
+    await _press(courier, [ROUND, ROUND])
 
-    assert courier.written == [list(range(BATCH)), list(range(BATCH, 2 * BATCH))]
+    assert courier.written == [list(range(ROUND)), list(range(ROUND, 2 * ROUND))]
+
+
+@pytest.mark.doubles
+async def test_the_loop_has_its_turn_after_fewer_messages_where_they_take_long() -> None:
+    """Each takes a sixteenth of a turn, from the third time on two turns."""
+    courier = _Courier()
+    real, now, each = courier.compose, [0.0], [TURN / 16]
+
+    def compose(pairs: list[tuple[Permit, Letter]], void_at: float) -> list[Outbound]:
+        now[0] += each[0] * len(pairs)
+        each[0] = TURN / 16 if not courier.written else 2 * TURN
+        return real(pairs, void_at)
+
+    courier.compose = compose  # type: ignore[method-assign]
+    await _press(courier, [8] * 16, lambda: now[0])
+
+    sizes = [len(written) for written in courier.written]
+    assert sizes == [ROUND, 16, 16, *[LEAST] * 4], "the first is a whole round: nothing is known yet"
 
 
 @pytest.mark.doubles
