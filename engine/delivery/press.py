@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # one run), which took 3 % less than eight: each step finds its code in the caches. 128 brought no more.
 ROUND = 64
 ROUNDS = 3
-TURN = 0.03  # seconds of composing before the loop has its turn: the round of 34 kB without multi-buffer RSA takes 23 ms
+TURN = 0.03  # seconds of composing before the loop has its turn: a round of 34 kB by OpenSSL takes 23 ms
 LEAST = 8  # composed together however long they take: one call of multi-buffer RSA
 
 Order = tuple["Desk", Connection, "Line"]
