@@ -9,8 +9,8 @@ Laws:
 
 One round: lines that want messages, up to `ROUND` recipients in all · one question to the gate for all of them ·
 refusals recorded · the others composed and signed together, whatever job and site they are of, as many at a time as
-`TURN` allows, and put on their lines. Several rounds run at a time, so that one composes while the others' questions are
-on their way.
+`TURN` allows, and put on their lines. Several rounds run at a time, so that one composes while the others' questions
+are on their way.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from engine.delivery.courier import Courier
     from engine.delivery.desk import Desk, Line
 
-# Recipients asked about, composed and signed together: 3 to 7 % less of a worker's CPU than sixteen (pairs of workers in
+# Recipients asked about, composed and signed together: 3 to 7 % less CPU of a worker than sixteen (pairs of workers in
 # one run), which took 3 % less than eight: each step finds its code in the caches. 128 brought no more.
 ROUND = 64
 ROUNDS = 3
