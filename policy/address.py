@@ -259,6 +259,29 @@ def mref_of(job_key: bytes, normalised: str) -> int:
     return int.from_bytes(blake2b(normalised.encode(), digest_size=8, key=job_key).digest(), "big", signed=True)
 
 
+class References:
+    """`mref_of` and `tag_of` of many addresses under one job's key and one pepper: the keys' own blocks of the hashes
+    are done once, which leaves 0.8 us of 1.4 for an address. Holds what the keys do: keep it no longer than them."""
+
+    __slots__ = ("_further", "_mref", "_tag")
+
+    def __init__(self, job_key: bytes, pepper: bytes) -> None:
+        self._mref = blake2b(digest_size=8, key=job_key)
+        self._tag = blake2b(digest_size=TAG_BYTES, key=pepper[:PEPPER_BYTES], person=b"sp-tag")
+        self._further = pepper[PEPPER_BYTES:]
+
+    def of(self, normalised: str) -> tuple[int, bytes]:
+        """(mref, suppression tag) of a normalised address."""
+        octets = normalised.encode()
+        mref, tag = self._mref.copy(), self._tag.copy()
+        mref.update(octets)
+        tag.update(octets)
+        told = tag.digest()
+        if self._further:
+            told = chain(self._further, told)
+        return int.from_bytes(mref.digest(), "big", signed=True), told
+
+
 def mref_bytes(mref: int) -> bytes:
     """The 8 bytes an mref was read from. Raises OverflowError outside 64 bits."""
     return mref.to_bytes(8, "big", signed=True)

@@ -42,7 +42,17 @@ from engine.queue.lanes import FactsRequest, JobState, PutRequest
 from engine.queue.slices import FLAG_PRIORITY, FLAG_RESEND, Contents, Row, build_packed, packed
 from engine.queue.windows import Window, after, opens_in
 from policy import consent, keyspace
-from policy.address import DOTLESS, AddressError, domain_tag, mref_of, normalise, parse, provider_canonical, tag_of
+from policy.address import (
+    DOTLESS,
+    AddressError,
+    References,
+    domain_tag,
+    mref_of,
+    normalise,
+    parse,
+    provider_canonical,
+    tag_of,
+)
 from policy.events import Batch, Event, Kind, Reason, encode_batch
 from policy.gate import Mode, Permit, decide_entry
 from policy.instants import SECOND_US, parse_rfc3339
@@ -137,6 +147,7 @@ def prepare(
     """Parse and key the rows. None is a row that could not be read; first: place of rows[0] in the whole audience."""
     prepared = Prepared(chunk, now_us, len(rows), defaultdict(list), defaultdict(list))
     pepper, lane_key, job_key = keyring.pepper, keyring.lane, terms.job_key
+    references = References(job_key, pepper)
     people, ordered = prepared.people, sorted(terms.columns)
     everything = tuple(ordered)
     required, one_line = sorted(terms.required), sorted(terms.one_line)
@@ -157,6 +168,7 @@ def prepare(
         domain = mailbox.domain
         partition, _, _ = _domain(domain, pepper, lane_key)
         spelled = normalise(mailbox.local, domain)
+        mref, tag = references.of(spelled)
         fields = row.fields
         if row.name and "name" not in fields:
             fields = {**fields, "name": row.name}
@@ -169,7 +181,7 @@ def prepare(
         else:
             evidence, given = default, default_given
         person = Person(
-            mailbox.local, domain, mailbox.wire, mref_of(job_key, spelled), tag_of(pepper, spelled), partition,
+            mailbox.local, domain, mailbox.wire, mref, tag, partition,
             columns, [fields[name] for name in columns], evidence, given, first + index,
         )  # fmt: skip
         if domain in DOTLESS and (filed := provider_canonical(spelled)) != spelled:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from hashlib import blake2b
+from typing import Final
 
 from engine.delivery.campaigns import Loaded
 from engine.delivery.hand import Hand, Letter
@@ -23,6 +24,7 @@ from engine.queue.slices import Contents, Header, Row
 from policy.events import Event, Kind, Reason
 from policy.keys import Keyring, seal_note
 
+_DELIVERED: Final = Kind.DELIVERED  # by a name of its own: see engine.smtp.dialogue
 LONGEST_WAIT = 3600.0  # seconds: what a peer asks us to wait ("try again in 5 minutes") is followed up to here
 
 
@@ -48,7 +50,7 @@ class Conclusions:
     def conclude(self, letter: Letter, outcome: Outcome, tls: int) -> None:
         """What an attempt came to: an end, or another attempt later."""
         hand, kind = letter.hand, outcome.kind
-        if kind is Kind.DELIVERED:  # nearly everybody: nothing is decided and nothing is sealed
+        if kind is _DELIVERED:  # nearly everybody: nothing is decided and nothing is sealed
             event = self.event(letter, kind, outcome.reason, outcome.code, outcome.enhanced, tls)
             self.count("delivered")
             self.settling.terminal(hand, letter.index, event)

@@ -37,7 +37,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from engine.delivery import tls
 from engine.delivery.sockets import OURS
@@ -327,7 +327,7 @@ class Connection(asyncio.Protocol):
 
     def _act(self, event: Event) -> None:
         if isinstance(event, Settled):
-            if event.verdict.fate is Fate.DELIVERED:
+            if event.verdict.fate is _DELIVERED:
                 self.delivered += 1
             self._owner.on_verdict(self, event.message, event.verdict)
         elif isinstance(event, Closed):
@@ -426,7 +426,7 @@ class Connection(asyncio.Protocol):
         if progress == self._marked:
             return
         self._marked = progress
-        patience = self._patience[Step.BLOCK if dialogue.speaking else dialogue.waiting_for]
+        patience = self._patience[_BLOCK if dialogue.speaking else dialogue.waiting_for]
         self._deadline = self._loop.time() + patience
         if self._deadline < self._timer_at:
             if self._timer is not None:
@@ -449,6 +449,8 @@ class Connection(asyncio.Protocol):
             self._lose(Trouble.TIMEOUT)
 
 
+_BLOCK: Final = Step.BLOCK  # by a name of their own: see engine.smtp.dialogue
+_DELIVERED: Final = Fate.DELIVERED
 CLOCK_GRAIN = 0.005  # seconds; uvloop's clock is cached and in milliseconds, so a timer can ring a little early
 _VOID = Verdict(Fate.DEFERRED, Step.MAIL, None, Trouble.VOID, tried=False)
 

@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from redis.exceptions import RedisError
 
@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 TARGETS = 4  # addresses tried in a row before a failure to connect counts against the site (S-09: two at least)
 MOST = 8  # recipients written for one line at a time
 _OPENING = "open"
+_VOID: Final = Trouble.VOID  # by a name of their own: see engine.smtp.dialogue
+_SITE: Final = Scope.SITE
+_ACCEPTED: Final = pace.Tone.ACCEPTED
 HOLD_SECONDS = 5.0  # a site left alone for longer gives its slices back; for less they wait here
 CROWDED_SECONDS = 0.25  # before asking again for a connection when the process has all it may have
 IDLE_SECONDS = 10.0  # a connection without work is kept this long: the next slice is often near
@@ -327,11 +330,11 @@ class Desk:
         resend = header.resend and not header.in_doubt(letter.index)
         outcome = judge(verdict, resend=resend)
         reach("after-reply")
-        if not outcome.recorded or verdict.trouble is Trouble.VOID:
+        if not outcome.recorded or verdict.trouble is _VOID:
             self.put_back([letter])  # the peer was never asked about this one
             return
         self._feel(outcome)
-        if outcome.scope is Scope.SITE and verdict.trouble is Trouble.GOODBYE and connection.delivered:
+        if outcome.scope is _SITE and verdict.trouble is Trouble.GOODBYE and connection.delivered:
             # 421 on a connection that has delivered is the site's limit of messages a connection (or a moment's): the
             # pace eases, the connection ends, and this recipient was not refused. Without a delivery before it, it is
             # an attempt like any other, so that nobody goes round for ever.
@@ -366,7 +369,7 @@ class Desk:
     def _feel(self, outcome: Outcome) -> None:
         state = self.pace
         if (
-            outcome.tone is pace.Tone.ACCEPTED
+            outcome.tone is _ACCEPTED
             and state.window >= self._profile.ceiling
             and state.rate >= self._profile.rate
             and not (state.failures or state.dead)

@@ -15,7 +15,7 @@ from engine.delivery.campaigns import Loaded
 from engine.queue.journal import Page
 from engine.queue.lanes import Lease
 from engine.queue.slices import Contents, Header, Row
-from policy.address import domain_tag, mref_of, normalise, tag_of
+from policy.address import References, domain_tag, normalise
 from policy.gate import Permit
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Hand:
     _tags: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     _domain_tag: bytes = b""
     _page: Page | None = None
+    _references: References | None = None
 
     @property
     def page(self) -> Page:
@@ -66,8 +67,9 @@ class Hand:
         """(mref, suppression tag) of a recipient; worked out once, both are keyed hashes of the same address."""
         known = self._tags.get(index)
         if known is None:
-            normalised = normalise(self.contents.rows[index].local, self.contents.domain)
-            known = (mref_of(self.job.job_key, normalised), tag_of(self.pepper, normalised))
+            if self._references is None:
+                self._references = References(self.job.job_key, self.pepper)
+            known = self._references.of(normalise(self.contents.rows[index].local, self.contents.domain))
             self._tags[index] = known
         return known
 

@@ -28,6 +28,8 @@ from engine.message.slots import Frame
 from policy.gate import Mode, Permit
 from tracker.links import Links
 
+_OFF: Final = Mode.OFF  # by a name of its own: see engine.smtp.dialogue
+
 
 class Digest(Protocol):
     """What hashlib makes."""
@@ -112,8 +114,8 @@ def person(
     tag: bytes,
     optout_domain: str = "",
     name: str = "",
-    mode_opens: Mode = Mode.OFF,
-    mode_clicks: Mode = Mode.OFF,
+    mode_opens: Mode = _OFF,
+    mode_clicks: Mode = _OFF,
 ) -> Person:
     """A Person with the tokens its modes and its list call for, and no others."""
     optout_url = preferences_url = mailto = ""
@@ -122,7 +124,7 @@ def person(
         public_url = links.public_url
         optout_url, preferences_url = f"{public_url}/u/{token}", f"{public_url}/p/{token}"
         mailto = f"u+{token}@{optout_domain}" if optout_domain else ""
-    clicks = mode_clicks is not Mode.OFF and bool(program.links)
+    clicks = mode_clicks is not _OFF and bool(program.links)
     return Person(
         job,
         mref,
@@ -132,7 +134,7 @@ def person(
         mode_opens,
         mode_clicks,
         links.click_base(job, mref, subject, mode_clicks) if clicks else "",
-        links.pixel_url(job, mref, subject, mode_opens) if mode_opens is not Mode.OFF else "",
+        links.pixel_url(job, mref, subject, mode_opens) if mode_opens is not _OFF else "",
         optout_url,
         preferences_url,
         mailto,
@@ -155,8 +157,8 @@ def compose(permit: Permit, program: Program, person: Person, date_us: int) -> U
         del values["unsubscribe_url"]  # a producer's field of that name is not it
     if not preferences_url:
         del values["preferences_url"]
-    clicks = person.click_base if person.mode_clicks is not Mode.OFF else ""
-    pixel = person.pixel_url if person.mode_opens is not Mode.OFF else ""
+    clicks = person.click_base if person.mode_clicks is not _OFF else ""
+    pixel = person.pixel_url if person.mode_opens is not _OFF else ""
     values["sp_click"], values["sp_pixel"] = clicks, pixel
     number = b"%016x" % (mref & _64_BITS)
     boundary = b"=_%b%010x" % (number, job)

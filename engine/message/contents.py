@@ -78,6 +78,7 @@ class Contents:
         self._variants: dict[tuple[bool, bool], Variant] = {}
         self._required: set[str] = set()
         self.subject = self._cut(subject.nodes, html_part=False, tracked=False, pixel=False).pieces
+        self._subject: list[str | Words] = [p if isinstance(p, str) else self._words[p] for p in self.subject]
         self._variants[False, False] = self._variant(tracked=False, pixel=False)
         self.required: frozenset[str] = frozenset(self._required)
 
@@ -91,8 +92,7 @@ class Contents:
         return variant
 
     def subject_text(self, frame: Frame) -> str:
-        words = self._words
-        return "".join([piece if isinstance(piece, str) else words[piece](frame) for piece in self.subject])
+        return "".join([piece if isinstance(piece, str) else piece(frame) for piece in self._subject])
 
     # ---- cutting
 

@@ -85,7 +85,7 @@ def ends_early(data: bytes) -> bool:
 
 
 def _holds(data: bytes, part: bytes) -> bool:
-    if _STRSTR is None or b"\0" in data:
+    if _STRSTR is None or data.find(b"\0") >= 0:
         return part in data
     return _STRSTR(data, part) is not None
 

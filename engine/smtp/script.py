@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from engine.smtp.lines import commands, ends_early, flight, mail, rcpt, size_limit, stuffed
 from engine.smtp.opening import End, Opening, Script, hear
@@ -22,6 +23,14 @@ from engine.smtp.reply import Reply
 from engine.smtp.words import Closed, Event, Fate, Outbound, Parked, Ready, Settled, Step, Tls, Trouble, Verdict
 
 SLICE = 64 * 1024  # octets of a body handed out at once; larger ones wait for the socket, so that the dot does too
+
+
+_IDLE: Final = Step.IDLE  # by a name of their own: see engine.smtp.dialogue
+_MAIL: Final = Step.MAIL
+_RCPT: Final = Step.RCPT
+_DATA: Final = Step.DATA
+_BODY: Final = Step.BODY
+_DELIVERED: Final = Fate.DELIVERED
 
 
 class Conversation:
@@ -90,9 +99,9 @@ class Conversation:
 
     def _rest(self) -> Script:
         """Nothing to do. Whatever the peer says now, nobody asked (421 was dealt with before)."""
-        reply = yield Step.IDLE
+        reply = yield _IDLE
         if reply is not None:
-            raise End(Trouble.DESYNC, Step.IDLE, reply)
+            raise End(Trouble.DESYNC, _IDLE, reply)
 
     def _leave(self) -> Script:
         self._say("QUIT")
@@ -114,20 +123,20 @@ class Conversation:
             self._say_flight(message)
             if reset:
                 yield from self._hear_reset()
-        reply = yield Step.MAIL
-        opened = 200 <= _code(reply) <= 299 or self._refuse(Step.MAIL, reply)
+        reply = yield _MAIL
+        opened = 200 <= _code(reply) <= 299 or self._refuse(_MAIL, reply)
         self._first = False
-        reply = yield Step.RCPT
+        reply = yield _RCPT
         if not 200 <= _code(reply) <= 299 and self._current is not None:
-            self._refuse(Step.RCPT, reply)
-        reply = yield Step.DATA
+            self._refuse(_RCPT, reply)
+        reply = yield _DATA
         if 300 <= _code(reply) <= 399:
             yield from self._say_body(message)
         else:
             if self._current is not None:
-                self._refuse(Step.DATA, reply)
+                self._refuse(_DATA, reply)
             elif _code(reply) < 400:
-                raise End(Trouble.DESYNC, Step.DATA, reply)
+                raise End(Trouble.DESYNC, _DATA, reply)
             self._left_open = opened
 
     def _walk(self, message: Outbound) -> Script:
@@ -137,9 +146,9 @@ class Conversation:
             self._say("RSET")
             yield from self._hear_reset()
         self._say(mail(message, self.extensions))
-        reply = yield Step.MAIL
+        reply = yield _MAIL
         if not 200 <= _code(reply) <= 299:
-            self._refuse(Step.MAIL, reply)
+            self._refuse(_MAIL, reply)
             return
         self._first = False
         self._left_open = True
@@ -154,14 +163,14 @@ class Conversation:
                 self._settle(Verdict(Fate.DEFERRED, Step.PERMIT, None, Trouble.VOID, tried=False))
                 return
         self._say(rcpt(message))
-        reply = yield Step.RCPT
+        reply = yield _RCPT
         if not 200 <= _code(reply) <= 299:
-            self._refuse(Step.RCPT, reply)
+            self._refuse(_RCPT, reply)
             return
         self._say("DATA")
-        reply = yield Step.DATA
+        reply = yield _DATA
         if not 300 <= _code(reply) <= 399:
-            self._refuse(Step.DATA, reply)
+            self._refuse(_DATA, reply)
             return
         yield from self._say_body(message)
 
@@ -171,7 +180,7 @@ class Conversation:
         if self._current is None:
             self._out.append(b".\r\n")
             self._takes_ahead = self.pipelining
-            yield from hear(Step.BODY)  # 554 as a rule; nobody is delivered to, whatever it says
+            yield from hear(_BODY)  # 554 as a rule; nobody is delivered to, whatever it says
             self._takes_ahead = False
             return
         data = message.data
@@ -183,17 +192,17 @@ class Conversation:
         else:  # nothing is said ahead: its Permit would age while this body waits for the socket
             self._out.extend(data[at : at + SLICE] for at in range(0, len(data), SLICE))
         self._out.append(message)
-        reply = yield Step.BODY
+        reply = yield _BODY
         self._takes_ahead = False
         early = self._committed is not message
         if 200 <= _code(reply) <= 299:
             if early:
-                raise End(Trouble.DESYNC, Step.BODY, reply)
-            self._settle(Verdict(Fate.DELIVERED, Step.BODY, reply))
+                raise End(Trouble.DESYNC, _BODY, reply)
+            self._settle(Verdict(_DELIVERED, _BODY, reply))
             return
-        self._refuse(Step.BODY, reply)
+        self._refuse(_BODY, reply)
         if early:  # refused in the middle: what is left of the body cannot be unsaid
-            raise End(Trouble.DESYNC, Step.BODY, reply)
+            raise End(Trouble.DESYNC, _BODY, reply)
 
     # -- its words ------------------------------------------------------------------------------------------------
 

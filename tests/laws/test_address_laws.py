@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from policy.address import (
     AddressError,
     Mailbox,
+    References,
     domain_tag,
     mref_bytes,
     mref_of,
@@ -181,6 +182,19 @@ def test_references_need_their_key(one: str, other: str, key: bytes, another: by
     assert len(tag_of(key, one)) == 12
     assert tag_of(key, one)[:8] != mref_bytes(mref_of(key, one))
     assert domain_tag(key, one.rpartition("@")[2]) not in {tag_of(key, one), tag_of(key, other)}
+
+
+@given(
+    st.lists(plain, min_size=1, max_size=4),
+    st.binary(max_size=32),
+    st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=3).map(b"".join),
+)
+def test_references_of_many_are_those_of_each(addresses: list[str], key: bytes, pepper: bytes) -> None:
+    """Law: `References` answers what `mref_of` and `tag_of` do, whatever was asked before, also with a pepper of
+    several generations."""
+    references = References(key, pepper)
+    for address in addresses:
+        assert references.of(address) == (mref_of(key, address), tag_of(pepper, address))
 
 
 @given(st.integers(-(1 << 63), (1 << 63) - 1))
