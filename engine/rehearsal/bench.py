@@ -67,7 +67,7 @@ from policy.schema import open_store
 __all__ = ["Plan", "cpu_seconds", "figures", "play", "provider", "rsa_rate", "run"]
 
 DOMAINS: Final = 20
-# What our own sink plays. mix: an ordinary day of a large list; smart: far away, with hardly a refusal.
+# What the sink plays, ours or Postfix's smtpd. mix: an ordinary day of a large list; smart: far away, hardly a refusal.
 SCENES: Final[Mapping[str, str]] = {
     "plain": "accept",
     "mix": "mixed:0:refused=0.1,deferred=0.05",

@@ -62,11 +62,11 @@ def bench(
         str, typer.Option(help="Who receives: own, postfix (its smtp-sink) or smtpd (a whole Postfix, discarding).")
     ] = "own",
     mix: Annotated[
-        bool, typer.Option("--mix", help="Our sink refuses 10 % and puts 5 % off, in providers' words.")
+        bool, typer.Option("--mix", help="The sink refuses 10 % and puts 5 % off, in providers' words.")
     ] = False,
     smart: Annotated[
         bool,
-        typer.Option("--smart", help="Our sink takes 50 ms a message, puts off 5 %, refuses 1 %; 1,000 connections."),
+        typer.Option("--smart", help="The sink takes 50 ms a message, puts off 5 %, refuses 1 %; 1,000 connections."),
     ] = False,
     fast: Annotated[
         bool | None,
@@ -92,7 +92,8 @@ def bench(
     for wrong, text in (
         (sink not in ("own", *strangers.KINDS), f"--sink {sink}: one of own, {', '.join(strangers.KINDS)}"),
         (mix and smart, "--mix and --smart are two scenes: give one of them"),
-        ((mix or smart or chunking) and sink != "own", "--mix, --smart, --chunking are our sink's: leave --sink out"),
+        ((mix or smart) and sink == "postfix", "--mix, --smart: smtp-sink takes everything; use --sink smtpd or own"),
+        (chunking and sink != "own", "--chunking is our sink's: leave --sink out"),
         (tls and sink == "postfix", "--tls: smtp-sink has no STARTTLS; use --sink smtpd, or our own"),
         (one_domain and domains not in (1, 20), "--one-domain and --domains contradict each other: give one of them"),
         (chart is not None and not chart.absolute().parent.is_dir(), f"--chart {chart}: there is no such folder"),

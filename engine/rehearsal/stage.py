@@ -36,6 +36,7 @@ from typing import IO, Any, Final
 
 import aiohttp
 
+from engine.rehearsal.providers import Judge, parse
 from engine.rehearsal.setting import ACCOUNT, DOMAIN, DRAIN_SECONDS, POSTAL, SENDER, Setting, configuration
 from engine.rehearsal.strangers import LOOK_SECONDS, Stranger, missing
 from policy.keys import Keyring
@@ -170,14 +171,19 @@ class Stage:
         lacking = missing(self.setting.sink)
         if lacking:
             raise StageError(f"--sink {self.setting.sink}: {lacking}")
-        stranger = Stranger(self.setting.sink, self.folder / "stranger", free_port(), starttls=self.setting.tls)
+        played = parse(self.setting.sinks[self.setting.providers[0].behaviour])
+        judge = Judge(played) if played.behaviour != "accept" else None
+        stranger = Stranger(
+            self.setting.sink, self.folder / "stranger", free_port(), starttls=self.setting.tls, judge=judge
+        )  # fmt: skip
+        self._stranger = stranger
         self._sink = stranger.start()
+        await stranger.answer()
         self._ports = {provider.behaviour: stranger.port for provider in self.setting.providers}
         deadline = time.monotonic() + START_SECONDS
         while not await _answers(stranger.port):
             self._check(deadline, f"the sink {stranger.kind}")
             await asyncio.sleep(5 * _POLL)
-        self._stranger = stranger
         self._watch = asyncio.create_task(_looking(stranger))
 
     async def _wait_ready(self) -> None:
@@ -307,6 +313,8 @@ class Stage:
         sink, self._sink = self._sink, None
         if sink is not None and not await _ended(sink, signal.SIGTERM, 5.0):
             await _ended(sink, signal.SIGKILL, 5.0)
+        if self._stranger is not None:
+            await self._stranger.fall_silent()
 
     def _close_reader(self) -> None:
         if self._reads:

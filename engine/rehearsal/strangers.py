@@ -4,6 +4,9 @@
     smtpd     a whole Postfix of its own in the run's folder: smtpd, cleanup and its queue file, the queue's manager,
               delivery to nowhere. Counted by the lines its cleanup logs
 
+smtpd can play a scene: it asks a judge of ours about every recipient (`delegation`), which refuses, puts off and takes
+its time.
+
 Law: nothing of the host's own Postfix is read, started or stopped; everything lies in the run's folder.
 
 Known limits: they know no unique recipients; the instants of their first and last message are those at which the
@@ -24,7 +27,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.rehearsal.certificate import made_now
+from engine.rehearsal.delegation import Delegate
 from engine.rehearsal.machine import use_of
+from engine.rehearsal.providers import Judge
 
 KINDS: Final = ("postfix", "smtpd")
 LOOK_SECONDS: Final = 0.1
@@ -54,7 +59,7 @@ alias_database =
 inet_interfaces = 127.0.0.1
 inet_protocols = ipv4
 mynetworks = 127.0.0.0/8
-smtpd_recipient_restrictions = permit_mynetworks, reject
+smtpd_recipient_restrictions = {asked}permit_mynetworks, reject
 smtpd_peername_lookup = no
 smtpd_client_connection_count_limit = 0
 smtpd_client_connection_rate_limit = 0
@@ -103,14 +108,18 @@ def _program(name: str) -> str | None:
 
 
 class Stranger:
-    """One such sink. folder: short, and of this run alone. start() listens a moment later; stop() with its Popen."""
+    """One such sink. folder: short, and of this run alone; judge: whom smtpd asks about recipients. start() listens a
+    moment later; stop() with its Popen. The judge answers between `answer` and `fall_silent`."""
 
-    def __init__(self, kind: str, folder: Path, port: int, *, starttls: bool = False) -> None:
+    def __init__(
+        self, kind: str, folder: Path, port: int, *, starttls: bool = False, judge: Judge | None = None
+    ) -> None:
         self.kind = kind
         self.port = port
         self.process: subprocess.Popen[bytes]
         self._folder = folder
         self._starttls = starttls
+        self._delegate = Delegate(judge, folder / "judge") if judge is not None else None
         self._said = folder / "log"
         self._count = 0
         self._read = 0
@@ -144,7 +153,10 @@ class Stranger:
             pem = self._folder / "tls.pem"
             pem.touch(mode=0o600)
             pem.write_bytes(made_now())
-        main = _MAIN.format(folder=self._folder, commands=Path(postfix).parent, daemons=_DAEMONS, tls=tls)
+        asked = f"check_policy_service unix:{self._delegate.path}, " if self._delegate is not None else ""
+        main = _MAIN.format(
+            folder=self._folder, commands=Path(postfix).parent, daemons=_DAEMONS, tls=tls, asked=asked
+        )  # fmt: skip
         (self._folder / "main.cf").write_text(main)
         (self._folder / "master.cf").write_text(_MASTER.format(port=self.port))
         (self._folder / "spool").mkdir(exist_ok=True)
@@ -154,6 +166,16 @@ class Stranger:
         # `check` makes the queue's folders; the master itself, not `start-fg`, whose shell would be what we stop
         subprocess.run([postfix, "-c", str(self._folder), "check"], capture_output=True, check=False, timeout=60)
         return [f"{_DAEMONS}/master", "-c", str(self._folder), "-d"]
+
+    async def answer(self) -> None:
+        """Let the judge answer; in the loop that runs it, after `start`. Raises OSError."""
+        if self._delegate is not None:
+            await self._delegate.start()
+
+    async def fall_silent(self) -> None:
+        """Safe to call twice."""
+        if self._delegate is not None:
+            await self._delegate.stop()
 
     def look(self) -> None:
         """Read the counter; call it every LOOK_SECONDS."""

@@ -85,3 +85,14 @@ def test_against_sinks_that_others_wrote(sink: str) -> None:
     assert figures["sink"] == sink
     assert figures["delivered"] == figures["sink_count"] == deliverable()
     assert figures["sink_cpu_us"] > 0
+
+
+@pytest.mark.debian
+@pytest.mark.timeout(170)
+def test_a_whole_postfix_plays_a_scene() -> None:
+    """It refuses some for good, puts others off once and takes those at the next attempt."""
+    figures = played("--recipients", str(RECIPIENTS), "--workers", "1", "--sink", "smtpd", "--mix")
+
+    assert figures["bounced"] > 0
+    assert figures["deferrals"] > 0
+    assert figures["delivered"] == figures["sink_count"] == deliverable() - figures["bounced"]
