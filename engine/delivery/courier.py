@@ -28,7 +28,7 @@ from engine.delivery.campaigns import Campaigns, compose_together
 from engine.delivery.conclusions import Conclusions
 from engine.delivery.connection import Outbound
 from engine.delivery.departure import Departure
-from engine.delivery.desk import CROWDED_SECONDS, MOST, Desk
+from engine.delivery.desk import CROWDED_SECONDS, Desk
 from engine.delivery.gatekeeper import Gatekeeper
 from engine.delivery.hand import Hand, Letter
 from engine.delivery.hastening import Cancelled, Hastening
@@ -272,7 +272,7 @@ class Courier:
         return False
 
     def hungry(self, desk: Desk) -> None:
-        if desk.appetite >= MOST:
+        if desk.is_hungry:
             self._leasing.wake()
 
     def put_back(self, letters: list[Letter]) -> None:

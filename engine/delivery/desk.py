@@ -115,7 +115,17 @@ class Desk:
         """How many more recipients it could use at the moment."""
         if self.is_held:
             return 0
-        return max(0, self._width * MOST * 4 - len(self.stock))
+        return max(0, self._room - len(self.stock))
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether so much is missing that slices are to be leased. Not for every slice: a call costs the store and us
+        as much as leasing five slices more does."""
+        return self.appetite >= max(MOST, self._room // 4)
+
+    @property
+    def _room(self) -> int:
+        return self._width * MOST * 4
 
     def lacks(self) -> Literal["urgent", "plain", ""]:
         """What it would take although it is full: transactional mail beside campaigns, or campaigns beside that."""

@@ -31,7 +31,7 @@ from redis.exceptions import RedisError
 from engine.delivery import pool
 from engine.delivery.campaigns import Campaigns
 from engine.delivery.conclusions import Conclusions
-from engine.delivery.desk import MOST, Desk
+from engine.delivery.desk import Desk
 from engine.delivery.hand import Hand
 from engine.delivery.press import question
 from engine.delivery.site import NoSite, Resolver, Site
@@ -218,7 +218,7 @@ class Leasing:
         appetite = {
             ref: max(0, -(-desk.appetite // 64) - carried[ref])
             for ref, desk in self._courier.desks.items()
-            if desk.appetite >= MOST and not is_full
+            if desk.is_hungry and not is_full
         }
         unresolved = 0 if is_full or len(self._carrying) >= MOST_CARRIED else UNRESOLVED_SLICES
         requests = []
